@@ -1,0 +1,50 @@
+# One command from a fresh machine: `make run` (live exchange) or `make demo` (built-in simulator).
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+# The newest suitable interpreter is not needed, only one that is 3.11 or later; set PYTHON to choose.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+BIN := .venv/bin
+
+.PHONY: help run demo test lint format lock
+
+help:
+	@echo "make run     collect from the live exchange and serve GraphQL on http://127.0.0.1:8000/graphql"
+	@echo "make demo    the same against the built-in exchange simulator; needs no network"
+	@echo "make test    the whole suite, on the PostgreSQL and Valkey it starts itself"
+	@echo "make lint    ruff and mypy"
+	@echo "make lock    resolve requirements.lock again (needs uv)"
+
+.venv/installed: requirements.lock
+	@[ -n "$(PYTHON)" ] && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "Python 3.11 or newer is needed; install it, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		{ echo "This Python cannot make virtual environments; install its venv package (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@echo "Installing the locked packages into .venv (once)"
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock
+	@touch $@
+
+run: .venv/installed
+	@exec $(BIN)/python -m shared.local run
+
+demo: .venv/installed
+	@exec $(BIN)/python -m shared.local demo
+
+test: .venv/installed
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: .venv/installed
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: .venv/installed
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+lock:
+	uv pip compile --quiet --generate-hashes --universal --no-header --all-extras --python-version 3.11 \
+		pyproject.toml --output-file requirements.lock

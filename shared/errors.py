@@ -1,0 +1,61 @@
+"""Errors a client may see, each with the stable code of the public contract.
+
+ServiceError
+├── BadUserInput        the message names the argument and what is accepted
+├── UnknownTicker       not among the tickers collected here
+├── PriceStale          older than the caller allows
+├── QueryTooComplex     more rows asked for than one request may
+├── Unauthenticated     a mutation without the right token
+├── StorageUnavailable  PostgreSQL is away
+└── QueueUnavailable    Redis is away
+
+graphql-core copies `extensions` into the answer, so this module needs no GraphQL. Anything that is not a `ServiceError`
+is a fault of ours, and its detail stays in the log.
+"""
+
+from typing import Any, ClassVar
+
+
+class ServiceError(Exception):
+    code: ClassVar[str]
+    is_ours: ClassVar[bool] = False
+    "True where the operator, not the client, has to act."
+
+    @property
+    def extensions(self) -> dict[str, Any]:
+        return {"code": self.code}
+
+
+class BadUserInput(ServiceError):
+    code = "BAD_USER_INPUT"
+
+
+class UnknownTicker(ServiceError):
+    code = "UNKNOWN_TICKER"
+
+
+class PriceStale(ServiceError):
+    code = "PRICE_STALE"
+
+
+class QueryTooComplex(ServiceError):
+    code = "QUERY_TOO_COMPLEX"
+
+
+class Unauthenticated(ServiceError):
+    code = "UNAUTHENTICATED"
+
+
+class StorageUnavailable(ServiceError):
+    code = "STORAGE_UNAVAILABLE"
+    is_ours = True
+
+    def __init__(self, message: str, *, is_answered: bool = False) -> None:
+        """`is_answered`: PostgreSQL itself refused, rather than being out of reach."""
+        super().__init__(message)
+        self.is_answered = is_answered
+
+
+class QueueUnavailable(ServiceError):
+    code = "QUEUE_UNAVAILABLE"
+    is_ours = True

@@ -1,0 +1,159 @@
+"""Settings of every process, read once from the environment and `.env`.
+
+Nothing else reads the environment. A bad setting raises `SettingsError`, whose message names every bad variable, its
+value (secrets masked) and what is accepted.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+TICKER_PATTERN = re.compile(r"[a-z0-9-]+_[a-z0-9]+")
+MAX_TICKER_LENGTH = 64
+
+_ACCEPTED = {
+    "DATABASE_URL": "postgresql://user:password@host:5432/database (postgresql+asyncpg:// works too)",
+    "REDIS_URL": "redis://[:password@]host:6379/0 or rediss://…",
+    "DERIBIT_BASE_URL": "an http(s) URL such as https://www.deribit.com/api/v2",
+    "TICKERS": "comma-separated index names such as btc_usd,eth_usd",
+    "FETCH_INTERVAL_SECONDS": "a divisor of 60, or a multiple of 60 that divides 3600",
+    "HEAL_LOOKBACK_HOURS": "a whole number from 1 to 8760",
+    "PORT": "a port number from 1 to 65535",
+    "API_TOKEN": "at least 8 printable ASCII characters without spaces",
+    "ALLOW_ANONYMOUS_MUTATIONS": "1 or 0",
+    "LOG_LEVEL": "debug, info, warning or error",
+    "LOG_FORMAT": "console or json",
+}
+_SECRET = {"API_TOKEN"}
+_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+
+CommaSeparated = Annotated[tuple[str, ...], NoDecode]
+
+
+class SettingsError(Exception):
+    """One message for the operator: every bad variable, its value and what is accepted."""
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, frozen=True, extra="ignore")
+
+    database_url: str = Field(repr=False)
+    redis_url: str = Field(repr=False)
+    deribit_base_url: str = "https://www.deribit.com/api/v2"
+    tickers: CommaSeparated = ("btc_usd", "eth_usd")
+    fetch_interval_seconds: int = 60
+    heal_lookback_hours: int = Field(default=24, ge=1, le=8760)
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+    api_token: str | None = Field(default=None, repr=False)
+    allow_anonymous_mutations: bool = False
+    cors_origins: CommaSeparated = ()
+    data_dir: str = ".data"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = "console"
+
+    @field_validator("database_url")
+    @classmethod
+    def _database_url(cls, value: str) -> str:
+        value = re.sub(r"^(postgres|postgresql)(\+asyncpg)?://", "postgresql://", value.strip())
+        if not re.fullmatch(r"postgresql://\S+", value):
+            raise ValueError("not a PostgreSQL URL")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url(cls, value: str) -> str:
+        parts = urlsplit(value.strip())
+        if parts.scheme not in {"redis", "rediss"} or not parts.hostname or not re.fullmatch(r"/?\d*", parts.path):
+            raise ValueError("not a Redis URL")
+        _ = parts.port  # raises when it is no number
+        return value.strip()
+
+    @field_validator("deribit_base_url")
+    @classmethod
+    def _deribit_base_url(cls, value: str) -> str:
+        parts = urlsplit(value.strip())
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("not an HTTP URL")
+        path = parts.path.rstrip("/").removesuffix("/public")
+        return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+    @field_validator("tickers", mode="before")
+    @classmethod
+    def _tickers(cls, value: Any) -> Any:
+        tickers = _split(value, lower=True)
+        bad = [t for t in tickers if not TICKER_PATTERN.fullmatch(t) or len(t) > MAX_TICKER_LENGTH]
+        if not tickers or bad:
+            raise ValueError("no index name" if not tickers else f"not an index name: {', '.join(bad)}")
+        return tickers
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _cors_origins(cls, value: Any) -> Any:
+        return _split(value)
+
+    @field_validator("log_level", "log_format", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.strip().lower() if isinstance(value, str) else value
+
+    @field_validator("fetch_interval_seconds")
+    @classmethod
+    def _interval(cls, value: int) -> int:
+        if value < 1 or not (60 % value == 0 or (value % 60 == 0 and 3600 % value == 0)):
+            raise ValueError("not on the grid")
+        return value
+
+    @field_validator("api_token")
+    @classmethod
+    def _api_token(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[!-~]{8,}", value):
+            raise ValueError("too short or not printable")
+        return value
+
+    def require_guarded_mutations(self) -> None:
+        """For the process that listens. Raises `SettingsError` where everyone on the network could run mutations."""
+        if self.host not in _LOOPBACK and self.api_token is None and not self.allow_anonymous_mutations:
+            raise SettingsError(
+                f"HOST={self.host} listens beyond this machine while everyone may run mutations: set API_TOKEN, "
+                "or ALLOW_ANONYMOUS_MUTATIONS=1 to insist"
+            )
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the environment and `.env`; `overrides` win. Raises `SettingsError`."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from None
+
+
+def _split(value: Any, *, lower: bool = False) -> Any:
+    """Comma-separated text as a tuple without blanks and repeats, in the order given."""
+    if not isinstance(value, str):
+        return value
+    items = (item.strip() for item in (value.lower() if lower else value).split(","))
+    return tuple(dict.fromkeys(item for item in items if item))
+
+
+def _explain(error: ValidationError) -> str:
+    lines = ["The settings cannot be used:"]
+    for problem in error.errors():
+        name = str(problem["loc"][0]).upper()
+        accepted = _ACCEPTED.get(name, "")
+        if problem["type"] == "missing":
+            lines.append(f"  {name} is not set; accepted: {accepted}")
+        else:
+            lines.append(f"  {name}={_masked(name, problem['input'])} is refused; accepted: {accepted}")
+    return "\n".join(lines)
+
+
+def _masked(name: str, value: Any) -> str:
+    """The value as given, without what must not be seen in a terminal or a log."""
+    if name in _SECRET:
+        return "***"
+    text = ",".join(value) if isinstance(value, tuple) else str(value)
+    return re.sub(r"(//[^/@:]*):.*@", r"\1:***@", text) if name.endswith("_URL") else text
