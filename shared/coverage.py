@@ -1,0 +1,193 @@
+"""How much of the schedule's grid is stored, and what is missing and why. Computed in SQL from the rows themselves."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from shared.db import Pool, fetch, fetch_row
+from shared.schedules import GapReason
+
+COVERAGE_DEADLINE_SECONDS = 10.0
+"A year of one-second slots is many rows to count; the answer is worth more than two seconds."
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Slots of the grid that have ended: how many there should be, and how many there are."""
+
+    expected: int
+    present: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Consecutive missing slots with one reason, from the first slot's beginning to the last one's end."""
+
+    from_dt: datetime
+    to_dt: datetime
+    missing: int
+    reason: GapReason
+    detail: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MissingRun:
+    """Missing slots `first`, `first + interval`, … before `end` that a healer may still fill."""
+
+    first: datetime
+    end: datetime
+    interval: timedelta
+
+
+# $1 ticker, $2 from, $3 to (exclusive), $4 now. One row per schedule that reaches into the period, with the first slot
+# asked about and the end of the last one: nothing is expected before the first schedule, and a slot that is still
+# running is not missing.
+_SEGMENTS = """
+    with schedule as (
+        select
+            make_interval(secs => interval_seconds) as step,
+            since,
+            lead(since, 1, 'infinity') over (order by since) as until
+        from schedules
+        where ticker = $1
+    ), bounded as (
+        select
+            step,
+            greatest(since, $2::timestamptz) as lower,
+            least(until, $3::timestamptz, date_bin(step, $4::timestamptz, 'epoch')) as upper
+        from schedule
+    ), segment as (
+        -- Both bounds rounded up to the grid; date_bin rounds towards the past.
+        select
+            step,
+            date_bin(step, lower + step - interval '1 microsecond', 'epoch') as lower,
+            date_bin(step, upper + step - interval '1 microsecond', 'epoch') as upper
+        from bounded
+        where lower < upper
+    )
+"""
+
+# Runs of missing slots within a segment: what lies between two stored neighbours, split where a reason is known.
+_RUNS = (
+    _SEGMENTS
+    + """
+    , event as (
+        select segment.step, segment.lower, segment.upper, known.*
+        from segment
+        cross join lateral (
+            select
+                segment.lower - segment.step as slot,
+                true as present,
+                null::gap_reason as reason,
+                null::text as detail,
+                false as unanswered
+            union all
+            select timestamp, true, null, null, false
+            from prices
+            where ticker = $1
+              and timestamp >= segment.lower
+              and timestamp < segment.upper
+              and date_bin(segment.step, timestamp, 'epoch') = timestamp
+            union all
+            select slot, false, reason, detail, unanswered
+            from missed_slots
+            where ticker = $1
+              and slot >= segment.lower
+              and slot < segment.upper
+              and date_bin(segment.step, slot, 'epoch') = slot
+              and not exists (
+                  select
+                  from prices
+                  where prices.ticker = missed_slots.ticker
+                    and prices.timestamp = missed_slots.slot
+              )
+        ) as known
+    ), neighbour as (
+        select *, lead(slot, 1, upper) over (partition by lower order by slot) as next
+        from event
+    ), run as (
+        select slot as first, slot + step as after, step, reason, detail, unanswered
+        from neighbour
+        where not present
+        union all
+        select slot + step, next, step, 'NOT_COLLECTED', null, false
+        from neighbour
+        where next > slot + step
+    )
+"""
+)
+
+
+async def select_coverage(pool: Pool, ticker: str, from_dt: datetime, to_dt: datetime, now: datetime) -> Coverage:
+    """Count the ended slots in [from_dt, to_dt)."""
+    sql = (
+        _SEGMENTS
+        + """
+        select
+            coalesce(sum(round(extract(epoch from upper - lower) / extract(epoch from step))), 0)::bigint as expected,
+            coalesce(sum(stored.present), 0)::bigint as present
+        from segment
+        cross join lateral (
+            select count(*) as present
+            from prices
+            where ticker = $1
+              and timestamp >= segment.lower
+              and timestamp < segment.upper
+              and date_bin(segment.step, timestamp, 'epoch') = timestamp
+        ) as stored
+    """
+    )
+    row = await fetch_row(pool, sql, ticker, from_dt, to_dt, now, timeout=COVERAGE_DEADLINE_SECONDS)
+    assert row is not None  # noqa: S101  an aggregate always has one row
+    return Coverage(expected=row["expected"], present=row["present"])
+
+
+async def select_gaps(
+    pool: Pool, ticker: str, from_dt: datetime, to_dt: datetime, now: datetime, limit: int
+) -> list[Gap]:
+    """Oldest first, neighbouring runs with the same reason and detail merged."""
+    sql = (
+        _RUNS
+        + """
+        , marked as (
+            select
+                *,
+                lag(after) over series is distinct from first
+                    or lag(reason) over series is distinct from reason
+                    or lag(detail) over series is distinct from detail as starts
+            from run
+            window series as (order by first)
+        ), grouped as (
+            select *, count(*) filter (where starts) over (order by first) as number
+            from marked
+        )
+        select
+            min(first) as from_dt,
+            max(after) as to_dt,
+            sum(round(extract(epoch from after - first) / extract(epoch from step)))::bigint as missing,
+            min(reason)::text as reason,
+            min(detail) as detail
+        from grouped
+        group by number
+        order by number
+        limit $5
+    """
+    )
+    rows = await fetch(pool, sql, ticker, from_dt, to_dt, now, limit, timeout=COVERAGE_DEADLINE_SECONDS)
+    return [Gap(row["from_dt"], row["to_dt"], row["missing"], GapReason(row["reason"]), row["detail"]) for row in rows]
+
+
+async def select_missing_runs(
+    pool: Pool, ticker: str, from_dt: datetime, to_dt: datetime, now: datetime
+) -> list[MissingRun]:
+    """The missing slots that the chart has not been asked about in vain, newest first."""
+    sql = (
+        _RUNS
+        + """
+        select first, after, step
+        from run
+        where not unanswered
+        order by first desc
+    """
+    )
+    rows = await fetch(pool, sql, ticker, from_dt, to_dt, now, timeout=COVERAGE_DEADLINE_SECONDS)
+    return [MissingRun(row["first"], row["after"], row["step"]) for row in rows]

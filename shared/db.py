@@ -1,0 +1,82 @@
+"""The PostgreSQL pool, and the one way statements run: within a deadline, with a coded error when storage is away."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import asyncpg
+
+from shared.errors import StorageUnavailable
+from shared.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+
+DEADLINE_SECONDS = 1.7
+"A client is promised an answer within 2 s when PostgreSQL is away or hangs; the rest is for the answer itself."
+
+_ACQUIRE_SECONDS = 1.0
+
+_AWAY = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,  # the pool's connection was lost while a statement was under way
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # shutting down, starting up, statement cancelled
+    asyncpg.InsufficientResourcesError,  # disk full, too many connections
+    asyncpg.ReadOnlySQLTransactionError,  # a standby that was not promoted yet
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.UndefinedTableError,  # not migrated yet
+    asyncpg.PostgresSystemError,
+)
+
+
+async def create_pool(settings: Settings, *, name: str, size: int = 10) -> Pool:
+    """A pool that connects when first used, so that a process starts, and recovers, without PostgreSQL.
+
+    `name` is shown in `pg_stat_activity`; `size` is the most connections it opens.
+    """
+    pool: Pool = await asyncpg.create_pool(
+        settings.database_url,
+        min_size=0,
+        max_size=size,
+        timeout=_ACQUIRE_SECONDS,
+        server_settings={
+            "application_name": name,
+            "timezone": "UTC",
+            # A LIMIT that is a parameter would otherwise be planned anew on every call.
+            "plan_cache_mode": "force_generic_plan",
+            "jit": "off",
+        },
+    )
+    return pool
+
+
+async def fetch(pool: Pool, sql: str, *arguments: object, timeout: float = DEADLINE_SECONDS) -> list[asyncpg.Record]:
+    """Run one statement, answer its rows. Raises `StorageUnavailable` after `timeout` seconds or without PostgreSQL."""
+    try:
+        async with asyncio.timeout(timeout), pool.acquire(timeout=min(timeout, _ACQUIRE_SECONDS)) as connection:
+            return await connection.fetch(sql, *arguments)
+    except _AWAY as error:
+        logger.warning("storage is away: %s: %s", type(error).__name__, error)
+        raise StorageUnavailable(
+            "The price storage is unavailable; try again shortly.",
+            is_answered=isinstance(error, asyncpg.PostgresError),
+        ) from error
+
+
+async def fetch_row(
+    pool: Pool, sql: str, *arguments: object, timeout: float = DEADLINE_SECONDS
+) -> asyncpg.Record | None:
+    """As `fetch`, the first row or `None`."""
+    rows = await fetch(pool, sql, *arguments, timeout=timeout)
+    return rows[0] if rows else None
+
+
+def columns(rows: Iterable[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    """Rows turned into `width` columns, the shape `unnest` takes."""
+    turned = [list(column) for column in zip(*rows, strict=True)]
+    return turned or [[] for _ in range(width)]

@@ -1,0 +1,94 @@
+"""What was meant to be collected: per ticker, the grid and since when. And why a slot of it is missing."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from shared.db import Pool, columns, fetch
+
+
+class GapReason(StrEnum):
+    NOT_COLLECTED = "NOT_COLLECTED"
+    EXCHANGE_ERROR = "EXCHANGE_ERROR"
+    REJECTED_VALUE = "REJECTED_VALUE"
+    STORAGE_ERROR = "STORAGE_ERROR"
+
+
+@dataclass(frozen=True, slots=True)
+class MissedSlot:
+    """`unanswered`: the exchange's chart was asked afterwards and had no point for the slot."""
+
+    ticker: str
+    slot: datetime
+    reason: GapReason
+    detail: str | None = None
+    unanswered: bool = False
+
+
+async def insert_schedules(pool: Pool, tickers: Sequence[str], since: datetime, interval: timedelta) -> None:
+    """Note that these tickers are collected at this interval from `since` on, unless that is the case already.
+
+    A ticker that was collected before needs no first fill: what is missing since then is a gap.
+    """
+    sql = """
+        insert into schedules (ticker, since, interval_seconds, first_fill_done)
+        select
+            wanted.ticker,
+            $2,
+            $3,
+            exists (select from schedules as earlier where earlier.ticker = wanted.ticker collate "C")
+        from unnest($1::text[]) as wanted (ticker)
+        where $3 is distinct from (
+            select interval_seconds
+            from schedules as current
+            where current.ticker = wanted.ticker collate "C"
+            order by since desc
+            limit 1
+        )
+        on conflict do nothing
+    """
+    await fetch(pool, sql, list(tickers), since, int(interval.total_seconds()))
+
+
+async def select_first_fills(pool: Pool, tickers: Sequence[str]) -> dict[str, datetime]:
+    """The first slot of each ticker whose past has not been filled from the chart yet."""
+    sql = """
+        select ticker, since
+        from schedules
+        where ticker = any($1::text[])
+          and not first_fill_done
+    """
+    return {row["ticker"]: row["since"] for row in await fetch(pool, sql, list(tickers))}
+
+
+async def finish_first_fill(pool: Pool, ticker: str, since: datetime, complete_from: datetime) -> None:
+    """The schedule begins where its history is whole: a sparse past is shown, but nothing is expected of it."""
+    sql = """
+        update schedules
+        set first_fill_done = true,
+            since = $3
+        where ticker = $1
+          and since = $2
+          and not first_fill_done
+    """
+    await fetch(pool, sql, ticker, since, complete_from)
+
+
+async def insert_missed_slots(pool: Pool, missed: Iterable[MissedSlot], *, timeout: float = 10.0) -> None:
+    """Write down why slots are missing; the first reason stands, a chart without an answer is added to it."""
+    sql = """
+        insert into missed_slots (ticker, slot, reason, detail, unanswered)
+        select ticker, slot, reason::gap_reason, detail, unanswered
+        from unnest($1::text[], $2::timestamptz[], $3::text[], $4::text[], $5::boolean[])
+            as fresh (ticker, slot, reason, detail, unanswered)
+        order by ticker collate "C", slot
+        on conflict (ticker, slot) do update
+        set unanswered = true
+        where excluded.unanswered
+          and not missed_slots.unanswered
+    """
+    unique = {(m.ticker, m.slot): m for m in missed}.values()
+    rows = [(m.ticker, m.slot, m.reason.value, m.detail, m.unanswered) for m in unique]
+    if rows:
+        await fetch(pool, sql, *columns(rows, 5), timeout=timeout)
