@@ -1,0 +1,51 @@
+"""Prices and reasons that could not be stored yet: kept in Redis, in order of their slots, until PostgreSQL is back.
+
+A sorted set, scored by the slot. An entry leaves it only after it has been stored, so one that is stored twice (two
+workers, a crash in between) is one row all the same.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from arq.connections import ArqRedis
+
+from shared.db import Pool
+from shared.prices import Price, dump_price, insert_prices, load_price
+from shared.queue import enqueue_store_deferred
+from shared.schedules import GapReason, MissedSlot, insert_missed_slots
+
+_KEY = "deferred"
+_BATCH = 500
+_FIRST_ATTEMPT_SECONDS = 1.0
+
+
+async def defer(redis: ArqRedis, prices: Sequence[Price], missed: Sequence[MissedSlot]) -> None:
+    """Keep these until PostgreSQL is back, and see to it that somebody looks."""
+    entries = {json.dumps({"price": dump_price(p)}, sort_keys=True): p.timestamp.timestamp() for p in prices}
+    entries |= {json.dumps({"missed": _dump_missed(m)}, sort_keys=True): m.slot.timestamp() for m in missed}
+    if entries:
+        await redis.zadd(_KEY, entries)
+        await enqueue_store_deferred(redis, after_seconds=_FIRST_ATTEMPT_SECONDS)
+
+
+async def store_oldest_deferred(redis: ArqRedis, pool: Pool) -> int:
+    """Store one batch, oldest slots first; answers how many entries it held. Raises `StorageUnavailable`."""
+    entries = await redis.zrange(_KEY, 0, _BATCH - 1)
+    records = [json.loads(entry) for entry in entries]
+    await insert_prices(pool, [load_price(record["price"]) for record in records if "price" in record])
+    await insert_missed_slots(pool, [_load_missed(record["missed"]) for record in records if "missed" in record])
+    if entries:
+        await redis.zrem(_KEY, *entries)
+    return len(entries)
+
+
+def _dump_missed(missed: MissedSlot) -> dict[str, object]:
+    return {**asdict(missed), "slot": missed.slot.isoformat(), "reason": missed.reason.value}
+
+
+def _load_missed(record: dict[str, Any]) -> MissedSlot:
+    slot, reason = datetime.fromisoformat(record["slot"]), GapReason(record["reason"])
+    return MissedSlot(**{**record, "slot": slot, "reason": reason})

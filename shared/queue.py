@@ -1,0 +1,99 @@
+"""Redis: the job queue (arq), and the few keys of ours beside it. The only module of `shared` that knows arq.
+
+Jobs are JSON on both sides: with arq's pickle, whoever can write to Redis could run code here.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from arq.connections import ArqRedis
+from redis.asyncio import ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from shared.errors import QueueUnavailable
+from shared.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FETCH_PRICES = "fetch_prices"
+HEAL_GAPS = "heal_gaps"
+STORE_DEFERRED = "store_deferred"
+
+DEADLINE_SECONDS = 1.7
+"A client is promised an answer within 2 s when Redis is away or hangs."
+
+_WORKERS = "workers"
+
+
+def serialize(job: dict[str, Any]) -> bytes:
+    """What arq stores for a job or its result; an exception, which JSON cannot hold, as its text."""
+    return json.dumps(job, default=repr).encode()
+
+
+def deserialize(job: bytes) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(job)
+    return loaded
+
+
+@asynccontextmanager
+async def open_redis(settings: Settings, *, retries: int) -> AsyncIterator[ArqRedis]:
+    """A client that connects when first used, so that a process starts, and recovers, without Redis.
+
+    `retries`: how often a command is tried again when the connection fails, 0.1 s after the first time and up to 2 s
+    after the later ones. The API takes few, it has a client waiting; the worker takes many, it has a price in hand.
+    """
+    # Not arq's own settings: they leave %-escapes in a password as they are, and connect at once or not at all.
+    pool = ConnectionPool.from_url(
+        settings.redis_url,
+        socket_connect_timeout=1,
+        socket_timeout=5,
+        health_check_interval=15,
+        retry=Retry(ExponentialBackoff(cap=2, base=0.1), retries),
+        retry_on_error=[RedisConnectionError, RedisTimeoutError, OSError],
+    )
+    redis = ArqRedis(pool, job_serializer=serialize, job_deserializer=deserialize)
+    try:
+        yield redis
+    finally:
+        await redis.aclose(close_connection_pool=True)
+
+
+async def within_deadline(command: Awaitable[T]) -> T:
+    """Wait for a command. Raises `QueueUnavailable` when Redis is away, or after `DEADLINE_SECONDS`."""
+    try:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            return await command
+    except (RedisError, OSError, TimeoutError) as error:
+        logger.warning("queue is away: %s: %s", type(error).__name__, error)
+        raise QueueUnavailable("The job queue is unavailable; try again shortly.") from error
+
+
+async def enqueue_store_deferred(redis: ArqRedis, *, after_seconds: float) -> None:
+    """One such job is enough, however often it is asked for: it stores everything that waits."""
+    await redis.enqueue_job(STORE_DEFERRED, _job_id=STORE_DEFERRED, _defer_by=after_seconds)
+
+
+async def add_worker(redis: ArqRedis, health_key: str) -> None:
+    await redis.execute_command("SADD", _WORKERS, health_key)
+
+
+async def select_live_workers(redis: ArqRedis) -> list[str]:
+    """The health keys that a worker has renewed within the last seconds; those of workers that died are forgotten."""
+    keys = sorted(key.decode() for key in await redis.execute_command("SMEMBERS", _WORKERS))
+    if not keys:
+        return []
+    alive = await redis.mget(keys)
+    dead = [key for key, value in zip(keys, alive, strict=True) if value is None]
+    if dead:
+        await redis.execute_command("SREM", _WORKERS, *dead)
+    return [key for key in keys if key not in dead]

@@ -1,0 +1,51 @@
+"""What every job of a worker is given, opened once per process."""
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+from arq.connections import ArqRedis
+
+from shared.db import Pool
+from shared.grid import slot_of
+from shared.schedules import insert_schedules
+from shared.settings import Settings
+from worker.deribit import CONCURRENCY
+
+
+@dataclass
+class Worker:
+    settings: Settings
+    pool: Pool
+    redis: ArqRedis
+    http: httpx.AsyncClient
+    health_key: str
+    requests: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENCY))
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    has_schedule: bool = False
+
+    @property
+    def first_slot(self) -> datetime:
+        """The first slot this worker is in time for."""
+        return slot_of(self.started_at, self.interval) + self.interval
+
+    @property
+    def interval(self) -> timedelta:
+        return timedelta(seconds=self.settings.fetch_interval_seconds)
+
+    async def note_schedule(self) -> None:
+        """Note once what this worker collects, since the slot it started in. Raises `StorageUnavailable`.
+
+        Part of the jobs rather than of the start, so that a worker can start without PostgreSQL.
+        """
+        if not self.has_schedule:
+            await insert_schedules(self.pool, self.settings.tickers, self.first_slot, self.interval)
+            self.has_schedule = True
+
+
+def worker_of(ctx: dict[str, Any]) -> Worker:
+    """arq hands every job a dictionary; ours holds one thing."""
+    worker: Worker = ctx["worker"]
+    return worker

@@ -1,0 +1,188 @@
+"""`fetch_prices`: ask the exchange for every ticker, store what came, write down what did not.
+
+The same steps for a slot of the schedule and for a fetch that somebody asked for; they differ in what a price's
+timestamp is, and in who is told of the outcome.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import arq
+
+from shared.deferred import defer, store_oldest_deferred
+from shared.errors import StorageUnavailable
+from shared.fetch_jobs import FetchFailure, finish_fetch_job, start_fetch_job
+from shared.prices import Price, PriceSource, insert_prices
+from shared.schedules import GapReason, MissedSlot, insert_missed_slots
+from worker import deribit
+from worker.context import Worker, worker_of
+from worker.deribit import Observation
+from worker.deribit_errors import DeribitError
+from worker.deribit_errors import Retry as ExchangeRetry
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+BUDGET_SECONDS = 12.0
+"Time for all attempts at one ticker, short of the job's own timeout; never longer than is left of the slot."
+
+_FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 1.0, 8.0
+_TOLERATED_SKEW = timedelta(seconds=5)
+_LOGGED_SKEW = timedelta(seconds=1)
+
+_LONGEST_STORE_PAUSE_SECONDS = 10
+_STORE_SECONDS = 1.7
+"How long a price in hand waits for PostgreSQL before it is put aside in Redis."
+
+
+async def fetch_prices(ctx: dict[str, Any], tickers: list[str] | None = None) -> None:
+    """With `tickers`, a fetch somebody asked for; without, the schedule's, whose slot the job's own id carries."""
+    worker = worker_of(ctx)
+    if tickers is None:
+        await _fetch_slot(worker, _slot(ctx["job_id"]))
+    else:
+        await _fetch_requested(worker, ctx["job_id"], tickers)
+
+
+async def store_deferred(ctx: dict[str, Any]) -> bool:
+    """Store what PostgreSQL could not take when it was fetched. Answers whether it is back.
+
+    Batch by batch with a pause in between: a database that has just come back has others to serve too.
+    """
+    worker = worker_of(ctx)
+    try:
+        while stored := await store_oldest_deferred(worker.redis, worker.pool):
+            logger.info("stored %d deferred entries", stored)
+            await asyncio.sleep(0.05)
+    except StorageUnavailable:
+        return False
+    return True
+
+
+async def store_deferred_until_done(ctx: dict[str, Any]) -> None:
+    if not await store_deferred(ctx):
+        raise arq.Retry(defer=min(2 ** ctx["job_try"], _LONGEST_STORE_PAUSE_SECONDS))
+
+
+async def _fetch_slot(worker: Worker, slot: datetime) -> None:
+    end = slot + worker.interval
+    seconds_left = (end - datetime.now(UTC)).total_seconds()
+    if seconds_left <= 0:
+        # The worker was paused or overtaken. Any price it got now would belong to another slot; the healer sees to it.
+        logger.warning("slot %s is over, left to the healer", slot.isoformat())
+        return
+
+    async def observe(ticker: str) -> Price:
+        observation = await deribit.get_index_price(worker.http, ticker)
+        _check_clock(observation, slot, worker.interval)
+        return _stored_as(observation, slot, PriceSource.SCHEDULED)
+
+    prices, errors = await _attempt_all(worker, worker.settings.tickers, observe, min(seconds_left, BUDGET_SECONDS))
+    missed = [MissedSlot(ticker, slot, error.reason, str(error)) for ticker, error in errors.items()]
+    await _store(worker, prices, missed)
+
+
+async def _fetch_requested(worker: Worker, job_id: str, tickers: Sequence[str]) -> None:
+    await start_fetch_job(worker.redis, job_id)
+
+    async def observe(ticker: str) -> Price:
+        observation = await deribit.get_index_price(worker.http, ticker)
+        return _stored_as(observation, observation.observed_at, PriceSource.REQUESTED)
+
+    prices, errors = await _attempt_all(worker, tickers, observe, BUDGET_SECONDS)
+    failures = [FetchFailure(ticker, error.code, error.detail) for ticker, error in errors.items()]
+    if not await _store(worker, prices, []):
+        message = "The price was fetched and will be stored when the storage is back."
+        failures += [FetchFailure(price.ticker, StorageUnavailable.code, message) for price in prices]
+        prices = []
+    await finish_fetch_job(worker.redis, job_id, tickers, prices, failures)
+
+
+async def _attempt_all(
+    worker: Worker, tickers: Sequence[str], observe: Callable[[str], Awaitable[T]], budget_seconds: float
+) -> tuple[list[T], dict[str, DeribitError]]:
+    """Every ticker at once, each with its own attempts: one that fails or is slow takes nothing from another."""
+
+    async def attempt(ticker: str) -> T | DeribitError:
+        try:
+            return await _with_retries(worker, lambda: observe(ticker), budget_seconds)
+        except DeribitError as error:
+            logger.warning("%s: %s", ticker, error)
+            return error
+
+    outcomes = await asyncio.gather(*(attempt(ticker) for ticker in tickers))
+    errors = {t: o for t, o in zip(tickers, outcomes, strict=True) if isinstance(o, DeribitError)}
+    return [outcome for outcome in outcomes if not isinstance(outcome, DeribitError)], errors
+
+
+async def _with_retries(worker: Worker, attempt: Callable[[], Awaitable[T]], budget_seconds: float) -> T:
+    """Try until it succeeds, cannot succeed, or the next try would not fit in the budget."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + budget_seconds
+    # In a short slot there is no time for a first pause of a second.
+    pause = min(_FIRST_BACKOFF_SECONDS, budget_seconds / 4)
+    while True:
+        try:
+            async with asyncio.timeout_at(deadline), worker.requests:
+                return await attempt()
+        except TimeoutError as error:
+            raise DeribitError("TIMEOUT", "no answer in time") from error
+        except DeribitError as error:
+            # Jitter, so that several tickers, or workers, do not come back in step.
+            jittered = pause * random.uniform(0.75, 1.25)  # noqa: S311
+            if error.retry is ExchangeRetry.NEVER or loop.time() + jittered >= deadline:
+                raise
+        await asyncio.sleep(jittered)
+        pause = min(pause * 2, _LONGEST_BACKOFF_SECONDS)
+
+
+async def _store(worker: Worker, prices: Sequence[Price], missed: Sequence[MissedSlot]) -> bool:
+    """Store prices and reasons; where PostgreSQL is away, put them aside. Answers whether they are stored."""
+    try:
+        await worker.note_schedule()
+        await insert_prices(worker.pool, prices, timeout=_STORE_SECONDS)
+        await insert_missed_slots(worker.pool, missed, timeout=_STORE_SECONDS)
+    except StorageUnavailable as error:
+        logger.warning("storage is away, %d prices put aside", len(prices))
+        await defer(worker.redis, prices, missed)
+        if error.is_answered:
+            # PostgreSQL is there but does not take prices (a full disk): until it does, the history can say so.
+            with contextlib.suppress(StorageUnavailable):
+                await insert_missed_slots(worker.pool, [_unstored(price) for price in prices], timeout=_STORE_SECONDS)
+        return False
+    return True
+
+
+def _unstored(price: Price) -> MissedSlot:
+    return MissedSlot(price.ticker, price.timestamp, GapReason.STORAGE_ERROR, "fetched, waits to be stored")
+
+
+def _slot(job_id: str) -> datetime:
+    """arq names a job of the schedule `cron:<name>:<ms of its time>`, however late it is enqueued or run again."""
+    return datetime.fromtimestamp(int(job_id.rpartition(":")[2]) // 1000, UTC)
+
+
+def _stored_as(observation: Observation, timestamp: datetime, source: PriceSource) -> Price:
+    return Price(observation.ticker, observation.price, timestamp, observation.observed_at, source, observation.testnet)
+
+
+def _check_clock(observation: Observation, slot: datetime, interval: timedelta) -> None:
+    """A scheduled price has to be observed in its slot, by the exchange's clock.
+
+    Ours may run ahead of it by half an interval, at most 5 s. Raises `DeribitError` beyond that.
+    """
+    skew = datetime.now(UTC) - observation.observed_at
+    if abs(skew) > _LOGGED_SKEW:
+        logger.warning("%s: our clock differs from the exchange's by %+.1f s", observation.ticker, skew.total_seconds())
+    if not slot - min(interval / 2, _TOLERATED_SKEW) <= observation.observed_at < slot + interval:
+        raise DeribitError(
+            "CLOCK_OUTSIDE_SLOT",
+            "the exchange's clock is outside the slot",
+            reason=GapReason.REJECTED_VALUE,
+        )
