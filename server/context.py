@@ -1,0 +1,51 @@
+"""What a resolver is given: the process's pool and Redis, the settings, and what this one request may do."""
+
+from dataclasses import dataclass, field
+
+import strawberry
+from arq.connections import ArqRedis
+
+from shared.db import Pool
+from shared.errors import BadUserInput, QueryTooComplex, Unauthenticated, UnknownTicker
+from shared.settings import Settings
+
+MAX_LIMIT = 10_000
+MAX_ROWS = 20_000
+"Rows that all fields of one request may ask for together."
+
+
+@dataclass
+class Context:
+    pool: Pool
+    redis: ArqRedis
+    settings: Settings
+    is_authenticated: bool = False
+    rows_asked_for: int = field(default=0, init=False)
+
+    def ticker(self, name: str) -> str:
+        """The index name as it is stored. Raises `UnknownTicker`."""
+        ticker = name.strip().lower()
+        if ticker not in self.settings.tickers:
+            raise UnknownTicker(f"{name[:80]!r} is not collected here; these are: {', '.join(self.settings.tickers)}.")
+        return ticker
+
+    def tickers(self, names: list[str] | None) -> list[str]:
+        """As `ticker`, for several; all of them where none is named."""
+        return list(dict.fromkeys(map(self.ticker, self.settings.tickers if names is None else names)))
+
+    def rows(self, limit: int) -> int:
+        """The limit, once it is known to be one and to fit in the request. Raises `BadUserInput`, `QueryTooComplex`."""
+        if not 1 <= limit <= MAX_LIMIT:
+            raise BadUserInput(f"limit is {limit}; accepted are 1 to {MAX_LIMIT}.")
+        self.rows_asked_for += limit
+        if self.rows_asked_for > MAX_ROWS:
+            raise QueryTooComplex(f"All fields of one request may ask for {MAX_ROWS} rows together, no more.")
+        return limit
+
+    def require_token(self) -> None:
+        """For mutations. Raises `Unauthenticated` unless the request carries the token, or none is set."""
+        if self.settings.api_token is not None and not self.is_authenticated:
+            raise Unauthenticated("This needs the header `Authorization: Bearer <API_TOKEN>`.")
+
+
+Info = strawberry.Info[Context, None]

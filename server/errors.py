@@ -1,0 +1,48 @@
+"""What of an error a client sees, and what of it the log keeps."""
+
+import logging
+import uuid
+
+from graphql import GraphQLError, GraphQLSyntaxError
+
+from shared.errors import ServiceError
+
+logger = logging.getLogger(__name__)
+
+
+def public_error(error: GraphQLError) -> GraphQLError:
+    """The error with the code that the public contract promises; without any detail when it is a fault of ours."""
+    cause = _cause(error)
+    if isinstance(cause, ServiceError):
+        return error  # graphql-core copied its extensions; where it is ours to mend, its origin has logged it
+    if cause is not None:
+        return _masked(error, cause)
+    if "code" not in (error.extensions or {}):
+        error.extensions = {**(error.extensions or {}), "code": _code(error)}
+    return error
+
+
+def _cause(error: GraphQLError) -> BaseException | None:
+    """The exception below any layers of GraphQL errors, `None` for one that GraphQL itself raised."""
+    cause = error.original_error
+    while isinstance(cause, GraphQLError):
+        cause = cause.original_error
+    return cause
+
+
+def _code(error: GraphQLError) -> str:
+    if isinstance(error, GraphQLSyntaxError):
+        return "GRAPHQL_PARSE_FAILED"
+    # A variable's value is looked at when the operation runs; what it is refused for is the client's input.
+    return "BAD_USER_INPUT" if error.message.startswith("Variable ") else "GRAPHQL_VALIDATION_FAILED"
+
+
+def _masked(error: GraphQLError, cause: BaseException) -> GraphQLError:
+    error_id = uuid.uuid4().hex
+    logger.error("internal error %s at %s", error_id, error.path, exc_info=cause, extra={"error_id": error_id})
+    return GraphQLError(
+        "Internal error.",
+        nodes=error.nodes,
+        path=error.path,
+        extensions={"code": "INTERNAL_SERVER_ERROR", "errorId": error_id},
+    )

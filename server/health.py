@@ -1,0 +1,66 @@
+"""`/livez`: the process answers. `/readyz`: what it needs, one entry each; 503 when PostgreSQL or Redis is away."""
+
+import asyncio
+from dataclasses import asdict, dataclass
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from server.context import Context
+from server.schema.tickers import select_tickers
+from shared.errors import QueueUnavailable, StorageUnavailable
+from shared.migrate import read_migrations, select_version
+from shared.queue import select_live_workers, within_deadline
+
+OK, WARNING, DOWN = "ok", "warning", "down"
+
+
+@dataclass(frozen=True)
+class Dependency:
+    """A warning keeps the API in service: what is stored can be read, whoever collects."""
+
+    status: str
+    reason: str | None = None
+
+
+async def livez(_: Request) -> Response:
+    return PlainTextResponse("ok\n")
+
+
+async def readyz(request: Request) -> Response:
+    context = Context(request.state.pool, request.state.redis, request.state.settings)
+    (postgres, prices), (redis, worker) = await asyncio.gather(_storage(context), _queue(context))
+    dependencies = {"postgres": postgres, "redis": redis, "worker": worker, "prices": prices}
+    is_down = any(dependency.status == DOWN for dependency in dependencies.values())
+    body = {
+        "status": DOWN if is_down else OK,
+        "dependencies": {name: asdict(dependency) for name, dependency in dependencies.items()},
+    }
+    return JSONResponse(body, 503 if is_down else 200, headers={"Cache-Control": "no-store"})
+
+
+async def _storage(context: Context) -> tuple[Dependency, Dependency]:
+    wanted = len(read_migrations())
+    try:
+        version = await select_version(context.pool)
+        if version < wanted:
+            outdated = f"the schema is at {version:04}, this release needs {wanted:04}: run python -m shared.migrate"
+            return Dependency(DOWN, outdated), Dependency(WARNING, "unknown")
+        tickers = await select_tickers(context)
+    except StorageUnavailable as error:
+        return Dependency(DOWN, str(error)), Dependency(WARNING, "unknown")
+    stale = [
+        f"{t.name}: "
+        + ("nothing collected yet" if t.lag_seconds is None else f"newest price {t.lag_seconds:.0f} s old")
+        for t in tickers
+        if t.stale
+    ]
+    return Dependency(OK), Dependency(WARNING, "; ".join(stale)) if stale else Dependency(OK)
+
+
+async def _queue(context: Context) -> tuple[Dependency, Dependency]:
+    try:
+        workers = await within_deadline(select_live_workers(context.redis))
+    except QueueUnavailable as error:
+        return Dependency(DOWN, str(error)), Dependency(WARNING, "unknown")
+    return Dependency(OK), Dependency(OK) if workers else Dependency(WARNING, "no worker has reported lately")

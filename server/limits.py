@@ -1,0 +1,90 @@
+"""What a document may weigh, looked at once per document, before it is validated or run."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+from graphql import (
+    DocumentNode,
+    FieldNode,
+    FragmentDefinitionNode,
+    FragmentSpreadNode,
+    GraphQLSyntaxError,
+    InlineFragmentNode,
+    SelectionSetNode,
+    parse,
+)
+from strawberry.extensions import SchemaExtension
+
+from shared.errors import QueryTooComplex
+
+MAX_TOKENS = 2000
+"Twice what GraphiQL's introspection takes; 20,000 would hold the event loop for more than a second."
+
+MAX_DEPTH = 15
+MAX_ALIASES = 50
+
+_TOO_DEEP = f"A document may be {MAX_DEPTH} levels deep, no more."
+
+CACHED_DOCUMENTS = 256
+
+
+class DocumentLimits(SchemaExtension):
+    """Parse with a bounded cache. Refuses a document over a limit with `QueryTooComplex`."""
+
+    def on_parse(self) -> Iterator[None]:
+        if self.execution_context.query:
+            self.execution_context.graphql_document = load_document(self.execution_context.query)
+        yield
+
+
+@lru_cache(maxsize=CACHED_DOCUMENTS)
+def load_document(query: str) -> DocumentNode:
+    """Raises `GraphQLSyntaxError`, `QueryTooComplex`. A document that was refused is not cached."""
+    try:
+        document = parse(query, max_tokens=MAX_TOKENS)
+    except GraphQLSyntaxError as error:
+        if f"more than {MAX_TOKENS} tokens" in error.message:
+            raise QueryTooComplex(f"A document may have {MAX_TOKENS} tokens, no more.") from None
+        raise
+    except RecursionError:
+        raise QueryTooComplex(_TOO_DEEP) from None
+    fragments = {d.name.value: d for d in document.definitions if isinstance(d, FragmentDefinitionNode)}
+    weights: dict[str, tuple[int, int]] = {}
+    for definition in document.definitions:
+        selections = getattr(definition, "selection_set", None)
+        depth, aliases = _weigh(selections, fragments, weights) if selections else (0, 0)
+        if depth > MAX_DEPTH:
+            raise QueryTooComplex(_TOO_DEEP)
+        if aliases > MAX_ALIASES:
+            raise QueryTooComplex(f"A document may have {MAX_ALIASES} aliases, no more.")
+    return document
+
+
+def _weigh(
+    selections: SelectionSetNode,
+    fragments: dict[str, FragmentDefinitionNode],
+    weights: dict[str, tuple[int, int]],
+) -> tuple[int, int]:
+    """(levels, aliases) of a selection set, fragments counted wherever they are spread.
+
+    Each fragment is weighed once; one that spreads itself weighs nothing there, and validation refuses it.
+    """
+    deepest, aliases = 1, 0
+    for selection in selections.selections:
+        depth, inner = 0, 0
+        match selection:
+            case FieldNode(selection_set=inner_selections):
+                aliases += selection.alias is not None
+                if inner_selections:
+                    depth, inner = _weigh(inner_selections, fragments, weights)
+                    depth += 1
+            case InlineFragmentNode(selection_set=inner_selections):
+                depth, inner = _weigh(inner_selections, fragments, weights)
+            case FragmentSpreadNode():
+                name = selection.name.value
+                if name in fragments and name not in weights:
+                    weights[name] = (0, 0)
+                    weights[name] = _weigh(fragments[name].selection_set, fragments, weights)
+                depth, inner = weights.get(name, (0, 0))
+        deepest, aliases = max(deepest, depth), aliases + inner
+    return deepest, aliases

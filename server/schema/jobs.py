@@ -1,0 +1,75 @@
+"""Fetches on demand: ask for one, follow it."""
+
+from datetime import datetime
+from enum import Enum
+from typing import Annotated
+
+import strawberry
+
+from server.context import Info
+from server.schema.prices import Price, Tickers
+from shared import fetch_jobs
+from shared.errors import BadUserInput
+from shared.queue import within_deadline
+
+JobId = Annotated[strawberry.ID, strawberry.argument(description="As fetchPrices answered it.")]
+
+
+@strawberry.enum(description="How far a fetch is.")
+class FetchStatus(Enum):
+    QUEUED = strawberry.enum_value("QUEUED", description="It waits for a worker.")
+    RUNNING = strawberry.enum_value("RUNNING", description="A worker has it.")
+    SUCCEEDED = strawberry.enum_value("SUCCEEDED", description="Ended: the price of every ticker is stored.")
+    PARTIAL = strawberry.enum_value("PARTIAL", description="Ended: the prices of some tickers are stored.")
+    FAILED = strawberry.enum_value("FAILED", description="Ended: no price is stored.")
+
+
+@strawberry.type(description="Why one ticker of a fetch has no price.")
+class FetchFailure:
+    ticker: str = strawberry.field(description="The index name.")
+    code: str = strawberry.field(
+        description="What failed: RPC_<n> and HTTP_<n> are the exchange's, TIMEOUT, BAD_PRICE, STORAGE_UNAVAILABLE, …"
+    )
+    message: str = strawberry.field(description="The same in words.")
+
+
+@strawberry.type(description="A fetch that was asked for. It can be followed until an hour after it has ended.")
+class FetchJob:
+    id: strawberry.ID = strawberry.field(description="To follow it with fetchJob.")
+    status: FetchStatus = strawberry.field(description="How far it is.")
+    tickers: list[str] = strawberry.field(description="The index names it fetches.")
+    enqueued_at: datetime = strawberry.field(description="When it was asked for.")
+    started_at: datetime | None = strawberry.field(description="When a worker took it.")
+    finished_at: datetime | None = strawberry.field(description="When it ended.")
+    prices: list[Price] = strawberry.field(description="The prices it stored.")
+    failures: list[FetchFailure] = strawberry.field(description="The tickers it has no price for, and why.")
+
+
+@strawberry.type
+class JobQuery:
+    @strawberry.field(
+        graphql_type=FetchJob | None,
+        description="A fetch by its id; null when it is unknown, or ended more than an hour ago.",
+    )
+    async def fetch_job(self, info: Info, id: JobId) -> fetch_jobs.FetchJob | None:
+        if not fetch_jobs.is_job_id(id):
+            return None
+        return await within_deadline(fetch_jobs.select_fetch_job(info.context.redis, id))
+
+
+@strawberry.type
+class JobMutation:
+    @strawberry.mutation(
+        graphql_type=FetchJob,
+        description=(
+            "Enqueues a fetch of all tickers, or of the ones named. While the same fetch is queued or running, answers "
+            "that job."
+        ),
+    )
+    async def fetch_prices(self, info: Info, tickers: Tickers = None) -> fetch_jobs.FetchJob:
+        context = info.context
+        context.require_token()
+        names = context.tickers(tickers)
+        if not names:
+            raise BadUserInput("tickers is empty; accepted are one or more, or null for all.")
+        return await within_deadline(fetch_jobs.enqueue_fetch_prices(context.redis, names))
