@@ -8,12 +8,13 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 BIN := .venv/bin
 
-.PHONY: help run demo test lint format lock
+.PHONY: help run demo test faults lint format lock
 
 help:
 	@echo "make run     collect from the live exchange and serve GraphQL on http://127.0.0.1:8000/graphql"
 	@echo "make demo    the same against the built-in exchange simulator; needs no network"
 	@echo "make test    the whole suite, on the PostgreSQL and Valkey it starts itself"
+	@echo "make faults  the long form of the faults' tests, about ten minutes"
 	@echo "make lint    ruff and mypy"
 	@echo "make lock    resolve requirements.lock again (needs uv)"
 
@@ -33,8 +34,13 @@ run: .venv/installed
 demo: .venv/installed
 	@exec $(BIN)/python -m shared.local demo
 
+# The faults' tests mostly wait, so three run at a time, after the others have had the machine to themselves.
 test: .venv/installed
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/unit tests/integration
+	@$(BIN)/python -m pytest -n 3 tests/faults
+
+faults: .venv/installed
+	@FAULTS=long $(BIN)/python -m pytest -n 3 tests/faults
 
 lint: .venv/installed
 	@$(BIN)/ruff format --check .

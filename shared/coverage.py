@@ -66,43 +66,64 @@ _SEGMENTS = """
     )
 """
 
-# Runs of missing slots within a segment: what lies between two stored neighbours, split where a reason is known.
+# Runs of missing slots: the holes between stored neighbours, split where the reason of a slot is known. Only the holes
+# are sorted, for the stored slots come from the index in order.
 _RUNS = (
     _SEGMENTS
     + """
-    , event as (
-        select segment.step, segment.lower, segment.upper, known.*
+    , hole as (
+        select segment.step, bounds.first, bounds.after
         from segment
         cross join lateral (
+            select previous + segment.step as first, timestamp as after
+            from (
+                select timestamp, lag(timestamp, 1, segment.lower - segment.step) over (order by timestamp) as previous
+                from prices
+                where ticker = $1
+                  and timestamp >= segment.lower
+                  and timestamp < segment.upper
+                  and date_bin(segment.step, timestamp, 'epoch') = timestamp
+            ) as stored
+            where timestamp > previous + segment.step
+            union all
             select
-                segment.lower - segment.step as slot,
+                segment.step + coalesce(
+                    (
+                        select timestamp
+                        from prices
+                        where ticker = $1
+                          and timestamp >= segment.lower
+                          and timestamp < segment.upper
+                          and date_bin(segment.step, timestamp, 'epoch') = timestamp
+                        order by timestamp desc
+                        limit 1
+                    ),
+                    segment.lower - segment.step
+                ),
+                segment.upper
+        ) as bounds
+        where bounds.first < bounds.after
+    ), event as (
+        select hole.*, known.*
+        from hole
+        cross join lateral (
+            -- The stored slot, or the bound, that the hole begins behind.
+            select
+                hole.first - hole.step as slot,
                 true as present,
                 null::gap_reason as reason,
                 null::text as detail,
                 false as unanswered
             union all
-            select timestamp, true, null, null, false
-            from prices
-            where ticker = $1
-              and timestamp >= segment.lower
-              and timestamp < segment.upper
-              and date_bin(segment.step, timestamp, 'epoch') = timestamp
-            union all
             select slot, false, reason, detail, unanswered
             from missed_slots
             where ticker = $1
-              and slot >= segment.lower
-              and slot < segment.upper
-              and date_bin(segment.step, slot, 'epoch') = slot
-              and not exists (
-                  select
-                  from prices
-                  where prices.ticker = missed_slots.ticker
-                    and prices.timestamp = missed_slots.slot
-              )
+              and slot >= hole.first
+              and slot < hole.after
+              and date_bin(hole.step, slot, 'epoch') = slot
         ) as known
     ), neighbour as (
-        select *, lead(slot, 1, upper) over (partition by lower order by slot) as next
+        select *, lead(slot, 1, after) over (partition by first order by slot) as next
         from event
     ), run as (
         select slot as first, slot + step as after, step, reason, detail, unanswered

@@ -29,24 +29,40 @@ class MissedSlot:
 async def insert_schedules(pool: Pool, tickers: Sequence[str], since: datetime, interval: timedelta) -> None:
     """Note that these tickers are collected at this interval from `since` on, unless that is the case already.
 
-    A ticker that was collected before needs no first fill: what is missing since then is a gap.
+    A ticker that was collected before needs no first fill: what is missing since then is a gap. A schedule that was to
+    begin later never does.
     """
     sql = """
+        with changed as (
+            select wanted.ticker
+            from unnest($1::text[]) as wanted (ticker)
+            where $3 is distinct from (
+                select interval_seconds
+                from schedules
+                where schedules.ticker = wanted.ticker collate "C"
+                order by since desc
+                limit 1
+            )
+        ), void as (
+            delete from schedules
+            using changed
+            where schedules.ticker = changed.ticker collate "C"
+              and schedules.since > $2
+        )
         insert into schedules (ticker, since, interval_seconds, first_fill_done)
         select
-            wanted.ticker,
+            ticker,
             $2,
             $3,
-            exists (select from schedules as earlier where earlier.ticker = wanted.ticker collate "C")
-        from unnest($1::text[]) as wanted (ticker)
-        where $3 is distinct from (
-            select interval_seconds
-            from schedules as current
-            where current.ticker = wanted.ticker collate "C"
-            order by since desc
-            limit 1
-        )
-        on conflict do nothing
+            exists (
+                select
+                from schedules
+                where schedules.ticker = changed.ticker collate "C"
+                  and schedules.since < $2
+            )
+        from changed
+        on conflict (ticker, since) do update
+        set interval_seconds = excluded.interval_seconds
     """
     await fetch(pool, sql, list(tickers), since, int(interval.total_seconds()))
 

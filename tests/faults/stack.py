@@ -1,0 +1,216 @@
+"""The whole system as real processes, to be killed: PostgreSQL, Valkey, the exchange's stand-in, workers, the API."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+from arq.connections import ArqRedis
+
+from shared.embedded import Server, free_port, start_postgres, start_valkey
+from shared.migrate import migrate
+from shared.queue import HEAL_GAPS, open_redis
+from shared.settings import load_settings
+
+TICKERS = ("btc_usd", "eth_usd")
+ROOT = Path(__file__).parents[2]
+
+START_SECONDS = 20.0
+
+
+@dataclass
+class Stack:
+    """One system in a folder of its own. `interval` in seconds; nothing is started before it is asked for."""
+
+    folder: Path
+    interval: int
+    tickers: tuple[str, ...]
+    postgres: Server
+    valkey: Server
+    exchange_port: int = field(default_factory=free_port)
+    api_port: int = field(default_factory=free_port)
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    http: httpx.AsyncClient = field(default_factory=lambda: httpx.AsyncClient(timeout=10))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "PATH": os.environ["PATH"],
+            "PYTHONUNBUFFERED": "1",
+            "DATABASE_URL": self.postgres.url,
+            "REDIS_URL": self.valkey.url,
+            "DERIBIT_BASE_URL": f"http://127.0.0.1:{self.exchange_port}/api/v2",
+            "TICKERS": ",".join(self.tickers),
+            "FETCH_INTERVAL_SECONDS": str(self.interval),
+            "PORT": str(self.api_port),
+            "LOG_LEVEL": "info",
+        }
+
+    def start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Run `python -m module` in the folder, where no `.env` is, its output in a file there."""
+        with (self.folder / f"{module}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                cwd=self.folder,
+                env={**self.environment, "PYTHONPATH": str(ROOT)},
+                stdout=log,
+                stderr=log,
+            )
+        self.processes.append(process)
+        return process
+
+    async def start_exchange(self) -> subprocess.Popen[bytes]:
+        process = self.start("worker.simulator", "--port", str(self.exchange_port))
+        await self._answers(f"http://127.0.0.1:{self.exchange_port}/api/v2/public/test")
+        return process
+
+    async def start_api(self) -> subprocess.Popen[bytes]:
+        process = self.start("server")
+        await self._answers(f"http://127.0.0.1:{self.api_port}/livez")
+        return process
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        return self.start("worker")
+
+    async def _answers(self, url: str) -> None:
+        async with asyncio.timeout(START_SECONDS):
+            while True:
+                with contextlib.suppress(httpx.TransportError):
+                    if (await self.http.get(url)).is_success:
+                        return
+                await asyncio.sleep(0.05)
+
+    def kill_postgres(self) -> None:
+        self.postgres.process.kill()
+        self.postgres.process.wait()
+
+    async def restart_postgres(self) -> None:
+        self.postgres = start_postgres(self.folder / "postgres", port=self.postgres.port)
+
+    def kill_valkey(self) -> None:
+        self.valkey.process.kill()
+        self.valkey.process.wait()
+
+    async def restart_valkey(self) -> None:
+        self.valkey = start_valkey(self.folder / "valkey", port=self.valkey.port)
+
+    async def graphql(self, query: str, **variables: Any) -> dict[str, Any]:
+        reply = await self.http.post(
+            f"http://127.0.0.1:{self.api_port}/graphql", json={"query": query, "variables": variables}
+        )
+        answer: dict[str, Any] = reply.json()
+        return answer
+
+    async def switch(self, method: str, path: str, body: object = None) -> Any:
+        """One of the exchange's switches."""
+        url = f"http://127.0.0.1:{self.exchange_port}/simulator/{path}"
+        reply = await self.http.request(method, url, json=body)
+        assert reply.is_success, reply.text
+        return reply.json() if reply.content else None
+
+    async def given(self, ticker: str) -> list[dict[str, Any]]:
+        """Every price the exchange gave out, oldest first."""
+        given: list[dict[str, Any]] = await self.switch("GET", f"given?ticker={ticker}")
+        return given
+
+    async def rows(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
+        connection = await asyncpg.connect(self.postgres.url)
+        try:
+            return await connection.fetch(sql, *arguments)
+        finally:
+            await connection.close()
+
+    async def count(self, sql: str, *arguments: object) -> int:
+        return int((await self.rows(sql, *arguments))[0][0])
+
+    async def wait_for(self, happened: Callable[[], Any], what: str, seconds: float = 30) -> float:
+        """Wait until a coroutine function answers true; answers how long it took."""
+        started = time.monotonic()
+        while time.monotonic() - started < seconds:
+            with contextlib.suppress(OSError, asyncpg.PostgresError, httpx.TransportError):
+                if await happened():
+                    return time.monotonic() - started
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"not within {seconds} s: {what}\n{self.logs()}")
+
+    async def wait_for_prices(self, more: int = 1, seconds: float = 20) -> None:
+        """Until each of the two common tickers has this many more scheduled prices."""
+        sql = "select count(*) from prices where ticker = $1 and source = 'SCHEDULED'"
+        wanted = {ticker: await self.count(sql, ticker) + more for ticker in TICKERS}
+
+        async def stored() -> bool:
+            return all([await self.count(sql, ticker) >= count for ticker, count in wanted.items()])
+
+        await self.wait_for(stored, f"{more} more prices", seconds)
+
+    async def heal(self) -> None:
+        """Ask for a healing run, as the schedule does once a minute."""
+        async with self.redis() as redis:
+            await redis.enqueue_job(f"cron:{HEAL_GAPS}")
+
+    @asynccontextmanager
+    async def redis(self) -> AsyncIterator[ArqRedis]:
+        settings = load_settings(database_url=self.postgres.url, redis_url=self.valkey.url)
+        async with open_redis(settings, retries=3) as redis:
+            yield redis
+
+    async def since(self) -> datetime:
+        """The first slot that is expected of every ticker."""
+        return (await self.rows("select max(since) from schedules"))[0][0]  # type: ignore[no-any-return]
+
+    async def coverage(self, ticker: str, start: datetime, end: datetime) -> dict[str, Any]:
+        query = """query ($ticker: String!, $start: DateTime!, $end: DateTime!) {
+            coverage(ticker: $ticker, fromDt: $start, toDt: $end) {
+                expected present ratio complete gaps(limit: 1000) { fromDt toDt missing reason detail }
+            }
+        }"""
+        answer = await self.graphql(query, ticker=ticker, start=start.isoformat(), end=end.isoformat())
+        assert "errors" not in answer, answer
+        coverage: dict[str, Any] = answer["data"]["coverage"]
+        return coverage
+
+    def current_slot(self) -> datetime:
+        return datetime.fromtimestamp(int(time.time()) // self.interval * self.interval, UTC)
+
+    def logs(self) -> str:
+        """The end of every process's output, for a test that failed."""
+        return "\n".join(f"--- {p.name}\n{p.read_text()[-3000:]}" for p in sorted(self.folder.glob("*.log")))
+
+
+@asynccontextmanager
+async def open_stack(folder: Path, *, interval: int, tickers: tuple[str, ...] = TICKERS) -> AsyncIterator[Stack]:
+    """PostgreSQL, migrated, Valkey and the exchange; everything is ended afterwards, paused processes too."""
+    stack = Stack(folder, interval, tickers, start_postgres(folder / "postgres"), start_valkey(folder / "valkey"))
+    try:
+        await migrate(stack.postgres.url)
+        await stack.start_exchange()
+        yield stack
+    finally:
+        for process in stack.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+        for process in stack.processes:
+            try:
+                process.wait(25)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        await stack.http.aclose()
+        stack.valkey.stop(5)
+        stack.postgres.stop(5)
+
+
+def slots(start: datetime, end: datetime, interval: int) -> list[datetime]:
+    return [start + timedelta(seconds=s) for s in range(0, int((end - start).total_seconds()), interval)]
