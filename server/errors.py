@@ -1,6 +1,7 @@
 """What of an error a client sees, and what of it the log keeps."""
 
 import logging
+import re
 import uuid
 
 from graphql import GraphQLError, GraphQLSyntaxError
@@ -9,13 +10,16 @@ from shared.errors import ServiceError
 
 logger = logging.getLogger(__name__)
 
+_BAD_VARIABLE = re.compile(r"Variable '\$\w+' (has|got) invalid value")
+
 
 def public_error(error: GraphQLError) -> GraphQLError:
     """The error with the code that the public contract promises; without any detail when it is a fault of ours."""
     cause = _cause(error)
     if isinstance(cause, ServiceError):
         return error  # graphql-core copied its extensions; where it is ours to mend, its origin has logged it
-    if cause is not None:
+    # Without a path no resolver has run: a literal that GraphQL itself chokes on, such as a number of 5,000 digits.
+    if cause is not None and not (error.path is None and isinstance(cause, ValueError)):
         return _masked(error, cause)
     if "code" not in (error.extensions or {}):
         error.extensions = {**(error.extensions or {}), "code": _code(error)}
@@ -34,7 +38,7 @@ def _code(error: GraphQLError) -> str:
     if isinstance(error, GraphQLSyntaxError):
         return "GRAPHQL_PARSE_FAILED"
     # A variable's value is looked at when the operation runs; what it is refused for is the client's input.
-    return "BAD_USER_INPUT" if error.message.startswith("Variable ") else "GRAPHQL_VALIDATION_FAILED"
+    return "BAD_USER_INPUT" if _BAD_VARIABLE.match(error.message) else "GRAPHQL_VALIDATION_FAILED"
 
 
 def _masked(error: GraphQLError, cause: BaseException) -> GraphQLError:

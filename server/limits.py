@@ -8,14 +8,19 @@ from graphql import (
     FieldNode,
     FragmentDefinitionNode,
     FragmentSpreadNode,
+    GraphQLError,
     GraphQLSyntaxError,
     InlineFragmentNode,
+    OperationDefinitionNode,
     SelectionSetNode,
     parse,
 )
 from strawberry.extensions import SchemaExtension
 
 from shared.errors import QueryTooComplex
+
+MAX_LENGTH = 20_000
+"Characters. Documents are cached by their text, so this also bounds what the cache can hold."
 
 MAX_TOKENS = 2000
 "Twice what GraphiQL's introspection takes; 20,000 would hold the event loop for more than a second."
@@ -32,22 +37,33 @@ class DocumentLimits(SchemaExtension):
     """Parse with a bounded cache. Refuses a document over a limit with `QueryTooComplex`."""
 
     def on_parse(self) -> Iterator[None]:
-        if self.execution_context.query:
-            self.execution_context.graphql_document = load_document(self.execution_context.query)
+        context = self.execution_context
+        if context.query:
+            context.graphql_document = load_document(context.query)
+            operations = [d for d in context.graphql_document.definitions if isinstance(d, OperationDefinitionNode)]
+            if len(operations) > 1 and context._provided_operation_name is None:  # Strawberry would run the first
+                raise GraphQLError("Must provide operation name if query contains multiple operations.")
         yield
 
 
-@lru_cache(maxsize=CACHED_DOCUMENTS)
 def load_document(query: str) -> DocumentNode:
-    """Raises `GraphQLSyntaxError`, `QueryTooComplex`. A document that was refused is not cached."""
+    """Raises `GraphQLSyntaxError`, `QueryTooComplex`."""
+    if len(query) > MAX_LENGTH:
+        raise QueryTooComplex(f"A document may have {MAX_LENGTH} characters, no more.")
+    return _parse(query)
+
+
+@lru_cache(maxsize=CACHED_DOCUMENTS)
+def _parse(query: str) -> DocumentNode:
+    """A document that is refused is not cached."""
     try:
         document = parse(query, max_tokens=MAX_TOKENS)
     except GraphQLSyntaxError as error:
         if f"more than {MAX_TOKENS} tokens" in error.message:
             raise QueryTooComplex(f"A document may have {MAX_TOKENS} tokens, no more.") from None
+        if "nested too deeply" in error.message:
+            raise QueryTooComplex(_TOO_DEEP) from None
         raise
-    except RecursionError:
-        raise QueryTooComplex(_TOO_DEEP) from None
     fragments = {d.name.value: d for d in document.definitions if isinstance(d, FragmentDefinitionNode)}
     weights: dict[str, tuple[int, int]] = {}
     for definition in document.definitions:

@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FETCH_PRICES = "fetch_prices"
-HEAL_GAPS = "heal_gaps"
 STORE_DEFERRED = "store_deferred"
 
 DEADLINE_SECONDS = 1.7

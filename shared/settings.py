@@ -4,6 +4,7 @@ Nothing else reads the environment. A bad setting raises `SettingsError`, whose 
 value (secrets masked) and what is accepted.
 """
 
+import ipaddress
 import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -28,7 +29,6 @@ _ACCEPTED = {
     "LOG_FORMAT": "console or json",
 }
 _SECRET = {"API_TOKEN"}
-_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 
@@ -58,18 +58,24 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _database_url(cls, value: str) -> str:
-        value = re.sub(r"^(postgres|postgresql)(\+asyncpg)?://", "postgresql://", value.strip())
-        if not re.fullmatch(r"postgresql://\S+", value):
+        scheme, separator, rest = value.strip().partition("://")
+        if scheme not in {"postgres", "postgresql", "postgresql+asyncpg"} or not separator or re.search(r"\s", rest):
             raise ValueError("not a PostgreSQL URL")
-        return value
+        hosts, _, tail = rest.rpartition("@")[2].partition("/")
+        if not (hosts or tail) or not all(_is_host(host) for host in hosts.split(",")):
+            raise ValueError("not a PostgreSQL host")
+        # SQLAlchemy's asyncpg form says ssl where libpq, and asyncpg itself, say sslmode.
+        return "postgresql://" + re.sub(r"([?&])ssl=", r"\1sslmode=", rest)
 
     @field_validator("redis_url")
     @classmethod
     def _redis_url(cls, value: str) -> str:
         parts = urlsplit(value.strip())
-        if parts.scheme not in {"redis", "rediss"} or not parts.hostname or not re.fullmatch(r"/?\d*", parts.path):
+        host = parts.netloc.rpartition("@")[2]
+        if parts.scheme not in {"redis", "rediss"} or not host or not re.fullmatch(r"/?\d*", parts.path):
             raise ValueError("not a Redis URL")
-        _ = parts.port  # raises when it is no number
+        if not _is_host(host):
+            raise ValueError("not a Redis host")
         return value.strip()
 
     @field_validator("deribit_base_url")
@@ -78,6 +84,8 @@ class Settings(BaseSettings):
         parts = urlsplit(value.strip())
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
             raise ValueError("not an HTTP URL")
+        if not _is_host(parts.netloc.rpartition("@")[2]):
+            raise ValueError("not an HTTP host")
         path = parts.path.rstrip("/").removesuffix("/public")
         return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
 
@@ -116,7 +124,7 @@ class Settings(BaseSettings):
 
     def require_guarded_mutations(self) -> None:
         """For the process that listens. Raises `SettingsError` where everyone on the network could run mutations."""
-        if self.host not in _LOOPBACK and self.api_token is None and not self.allow_anonymous_mutations:
+        if not _is_loopback(self.host) and self.api_token is None and not self.allow_anonymous_mutations:
             raise SettingsError(
                 f"HOST={self.host} listens beyond this machine while everyone may run mutations: set API_TOKEN, "
                 "or ALLOW_ANONYMOUS_MUTATIONS=1 to insist"
@@ -129,6 +137,19 @@ def load_settings(**overrides: Any) -> Settings:
         return Settings(**overrides)
     except ValidationError as error:
         raise SettingsError(_explain(error)) from None
+
+
+def _is_host(text: str) -> bool:
+    """A name or an address, with or without a port; nothing is the local socket, where that is allowed."""
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.%~-]*)(:(\d{1,5}))?", text, re.ASCII)
+    return match is not None and int(match[3] or 1) in range(1, 65_536)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def _split(value: Any, *, lower: bool = False) -> Any:
@@ -156,4 +177,8 @@ def _masked(name: str, value: Any) -> str:
     if name in _SECRET:
         return "***"
     text = ",".join(value) if isinstance(value, tuple) else str(value)
-    return re.sub(r"(//[^/@:]*):.*@", r"\1:***@", text) if name.endswith("_URL") else text
+    if name.endswith("_URL"):
+        # Between the user's name and the last @, and in a parameter: wherever a password may stand, well-formed or not.
+        text = re.sub(r"^((?:[\w+.-]*:)?//[^/@:]*|[^/@:]*):.*@", r"\1:***@", text)
+        text = re.sub(r"(password=)[^&]*", r"\1***", text, flags=re.IGNORECASE)
+    return text

@@ -5,6 +5,7 @@ shapes and codes: Deribit's API 2.1.1 and replies recorded from it.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Mapping
@@ -89,13 +90,20 @@ async def get_index_chart(http: httpx.AsyncClient, ticker: str, chart_range: str
         raise DeribitError("BAD_REPLY", "chart is not a list", retry=Retry.BACKOFF)
     points = []
     for entry in result:
-        match entry:
-            case [int(milliseconds), price] if not isinstance(milliseconds, bool):
-                points.append(ChartPoint(_instant(milliseconds * 1000), _price(price), testnet))
-            case _:
-                raise DeribitError("BAD_REPLY", "chart point is not [ms, price]", retry=Retry.BACKOFF)
+        # One bad point must not keep the others from healing anything.
+        with contextlib.suppress(DeribitError):
+            points.append(_point(entry, testnet))
+    if result and not points:
+        raise DeribitError("BAD_REPLY", "chart without a valid point", retry=Retry.BACKOFF)
     points.sort(key=lambda point: point.timestamp)
     return points[:-1]
+
+
+def _point(entry: object, testnet: bool) -> ChartPoint:
+    match entry:
+        case [int(milliseconds), price] if not isinstance(milliseconds, bool):
+            return ChartPoint(_instant(milliseconds * 1000), _price(price), testnet)
+    raise DeribitError("BAD_REPLY", "chart point is not [ms, price]", retry=Retry.BACKOFF)
 
 
 async def _call(http: httpx.AsyncClient, method: str, parameters: Mapping[str, str]) -> dict[str, Any]:

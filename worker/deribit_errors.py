@@ -52,6 +52,7 @@ _PASSING = {
 # asks again anyway; 10029 is not_owner_of_order, no rate limit.
 
 _TOO_MANY_REQUESTS = 429
+_LARGEST_CODE = 99_999
 
 
 def rpc_error(error: object) -> DeribitError:
@@ -59,7 +60,7 @@ def rpc_error(error: object) -> DeribitError:
     if not isinstance(error, Mapping):
         return DeribitError("BAD_REPLY", "error is not an object", retry=Retry.BACKOFF)
     code, message = error.get("code"), error.get("message")
-    if not isinstance(code, int) or isinstance(code, bool):
+    if not isinstance(code, int) or isinstance(code, bool) or abs(code) > _LARGEST_CODE:
         return DeribitError("BAD_REPLY", "error without a code", retry=Retry.BACKOFF)
     detail = " ".join(part for part in (_text(message), _text(_reason(error.get("data")))) if part)
     return DeribitError(f"RPC_{code}", detail, retry=Retry.BACKOFF if code in _PASSING else Retry.NEVER)

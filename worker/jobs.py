@@ -35,6 +35,7 @@ BUDGET_SECONDS = 12.0
 _FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 1.0, 8.0
 _TOLERATED_SKEW = timedelta(seconds=5)
 _LOGGED_SKEW = timedelta(seconds=1)
+_BELIEVED_SKEW = timedelta(hours=1)
 
 _LONGEST_STORE_PAUSE_SECONDS = 10
 _STORE_SECONDS = 1.7
@@ -93,6 +94,8 @@ async def _fetch_requested(worker: Worker, job_id: str, tickers: Sequence[str]) 
 
     async def observe(ticker: str) -> Price:
         observation = await deribit.get_index_price(worker.http, ticker)
+        if abs(_skew(observation)) > _BELIEVED_SKEW:
+            raise DeribitError("CLOCK_UNBELIEVABLE", "the exchange's clock is more than an hour off")
         return _stored_as(observation, observation.observed_at, PriceSource.REQUESTED)
 
     prices, errors = await _attempt_all(worker, tickers, observe, BUDGET_SECONDS)
@@ -115,6 +118,9 @@ async def _attempt_all(
         except DeribitError as error:
             logger.warning("%s: %s", ticker, error)
             return error
+        except Exception:
+            logger.exception("%s: fault in the collector itself", ticker)
+            return DeribitError("COLLECTOR_FAULT", "fault in the collector itself")
 
     outcomes = await asyncio.gather(*(attempt(ticker) for ticker in tickers))
     errors = {t: o for t, o in zip(tickers, outcomes, strict=True) if isinstance(o, DeribitError)}
@@ -172,12 +178,17 @@ def _stored_as(observation: Observation, timestamp: datetime, source: PriceSourc
     return Price(observation.ticker, observation.price, timestamp, observation.observed_at, source, observation.testnet)
 
 
+def _skew(observation: Observation) -> timedelta:
+    """How far our clock runs ahead of the exchange's, the reply's way included."""
+    return datetime.now(UTC) - observation.observed_at
+
+
 def _check_clock(observation: Observation, slot: datetime, interval: timedelta) -> None:
     """A scheduled price has to be observed in its slot, by the exchange's clock.
 
     Ours may run ahead of it by half an interval, at most 5 s. Raises `DeribitError` beyond that.
     """
-    skew = datetime.now(UTC) - observation.observed_at
+    skew = _skew(observation)
     if abs(skew) > _LOGGED_SKEW:
         logger.warning("%s: our clock differs from the exchange's by %+.1f s", observation.ticker, skew.total_seconds())
     if not slot - min(interval / 2, _TOLERATED_SKEW) <= observation.observed_at < slot + interval:

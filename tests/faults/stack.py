@@ -20,7 +20,7 @@ from arq.connections import ArqRedis
 
 from shared.embedded import Server, free_port, start_postgres, start_valkey
 from shared.migrate import migrate
-from shared.queue import HEAL_GAPS, open_redis
+from shared.queue import open_redis
 from shared.settings import load_settings
 
 TICKERS = ("btc_usd", "eth_usd")
@@ -157,7 +157,7 @@ class Stack:
     async def heal(self) -> None:
         """Ask for a healing run, as the schedule does once a minute."""
         async with self.redis() as redis:
-            await redis.enqueue_job(f"cron:{HEAL_GAPS}")
+            await redis.enqueue_job("cron:heal_gaps")
 
     @asynccontextmanager
     async def redis(self) -> AsyncIterator[ArqRedis]:

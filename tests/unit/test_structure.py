@@ -1,0 +1,178 @@
+"""The project's rules about itself: who imports whom, how long a file is, what the worker runs."""
+
+import ast
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from arq.cron import CronJob
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared import queue
+from shared.grid import EPOCH, slot_of
+from shared.queue import open_redis
+from shared.version import VERSION
+from tests.unit.replies import settings_for
+from worker.__main__ import GridCron, create_worker, cron_jobs
+from worker.context import Worker
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("server", "worker", "shared")
+FILES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+UNUSED: Any = None
+
+
+@dataclass(frozen=True)
+class Import:
+    file: str
+    module: str
+    name: str | None
+
+    @property
+    def package(self) -> str:
+        return self.module.partition(".")[0]
+
+
+def imports() -> Iterator[Import]:
+    """Every import of the product, those inside functions too."""
+    for path in FILES:
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from (Import(path.as_posix(), alias.name, None) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: relative import"
+                yield from (Import(path.as_posix(), node.module or "", alias.name) for alias in node.names)
+
+
+IMPORTS = list(imports())
+
+
+def test_the_rules_look_at_the_product() -> None:
+    assert {path.parts[0] for path in FILES} == set(PACKAGES)
+    assert {"asyncpg", "arq", "httpx", "strawberry", "shared"} <= {found.package for found in IMPORTS}
+
+
+@pytest.mark.parametrize(("package", "forbidden"), [("server", "worker"), ("worker", "server")])
+def test_server_and_worker_do_not_know_each_other(package: str, forbidden: str) -> None:
+    assert [i for i in IMPORTS if i.file.startswith(f"{package}/") and i.package == forbidden] == []
+
+
+def test_shared_knows_neither_server_nor_worker() -> None:
+    """`make run` starts them as commands, which is no import."""
+    assert [i for i in IMPORTS if i.file.startswith("shared/") and i.package in {"server", "worker", "tests"}] == []
+
+
+@pytest.mark.parametrize("library", ["strawberry", "graphql", "starlette", "uvicorn"])
+def test_only_the_server_knows_graphql_and_http(library: str) -> None:
+    users = {i.file for i in IMPORTS if i.package == library}
+    assert {file for file in users if not file.startswith(("server/", "worker/simulator"))} == set()
+
+
+def test_arq_is_known_to_the_queue_and_the_worker() -> None:
+    """Elsewhere it is the type of a Redis client, and what an arq job looks like where one is written by hand."""
+    elsewhere = [
+        i for i in IMPORTS if i.package == "arq" and i.file != "shared/queue.py" and not i.file.startswith("worker/")
+    ]
+    handwritten = {
+        ("shared/fetch_jobs.py", "arq.constants", "default_queue_name"),
+        ("shared/fetch_jobs.py", "arq.constants", "job_key_prefix"),
+        ("shared/fetch_jobs.py", "arq.jobs", "serialize_job"),
+    }
+    others = {(i.file, i.module, i.name) for i in elsewhere if (i.module, i.name) != ("arq.connections", "ArqRedis")}
+    assert others <= handwritten
+
+
+def test_only_settings_and_the_launcher_read_the_environment() -> None:
+    readers = {i.file for i in IMPORTS if (i.module, i.name) in {("os", "environ"), ("os", "getenv")}}
+    for path in FILES:
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}:
+                readers.add(path.as_posix())
+    assert {file for file in readers if not file.startswith("shared/local")} == set()
+
+
+def test_no_file_is_longer_than_250_lines() -> None:
+    lengths = {path.as_posix(): len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert {file: length for file, length in lengths.items() if length > 250} == {}
+
+
+def test_the_version_is_the_projects() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == VERSION
+
+
+def a_worker(interval_seconds: int = 60, redis: Any = UNUSED) -> Worker:
+    settings = settings_for(fetch_interval_seconds=interval_seconds)
+    return Worker(settings, UNUSED, redis, UNUSED, health_key="worker:unit:1")
+
+
+async def test_every_job_is_registered_under_its_functions_name() -> None:
+    async with open_redis(settings_for(), retries=0) as redis:
+        worker = a_worker(redis=redis)
+        jobs = cron_jobs(worker)
+        arq_worker = create_worker(worker, jobs, handle_signals=False)
+    crons = {job.coroutine.__qualname__ for job in jobs}
+    names = {value for name, value in vars(queue).items() if name.isupper() and isinstance(value, str)} - {"workers"}
+    assert names == {"fetch_prices", "store_deferred"}
+    assert names - set(arq_worker.functions) == set()
+    assert {job.name for job in jobs} == {f"cron:{name}" for name in crons} <= set(arq_worker.functions)
+    assert (arq_worker.timezone, arq_worker.job_serializer, arq_worker.job_deserializer) == (
+        (UTC, queue.serialize, queue.deserialize)
+    )
+    assert arq_worker.in_progress_timeout_s < 60, "a killed job is run again within its minute"
+
+
+def cron_job(name: str, interval_seconds: int = 60) -> CronJob:
+    return next(job for job in cron_jobs(a_worker(interval_seconds)) if job.coroutine.__qualname__ == name)
+
+
+def test_a_slot_runs_once_and_is_tried_again() -> None:
+    job = cron_job("fetch_prices")
+    assert isinstance(job, GridCron)
+    assert (job.unique, job.max_tries, job.keep_result_s, job.timeout_s, job.job_id, job.run_at_startup) == (
+        (True, 3, 3600, 20, None, False)
+    )
+    assert (job.interval, (job.next_run or EPOCH) - slot_of(datetime.now(UTC), job.interval)) == (
+        timedelta(seconds=60),
+        timedelta(seconds=60),
+    )
+
+
+def test_healing_runs_between_the_slots_of_a_minute() -> None:
+    job = cron_job("heal_gaps")
+    assert (job.unique, job.max_tries, job.timeout_s, job.second, job.microsecond, job.run_at_startup) == (
+        (True, 1, 20, 40, 0, True)
+    )
+    assert {field.name: getattr(job, field.name) for field in fields(CronJob) if field.name in {"minute", "hour"}} == {
+        "minute": None,
+        "hour": None,
+    }
+
+
+@given(st.sampled_from((1, 5, 10, 60, 300, 3600)), st.floats(-7200, 7200))
+def test_the_next_time_is_always_a_slot_that_has_not_been_run(interval_seconds: int, seconds: float) -> None:
+    interval, now = timedelta(seconds=interval_seconds), datetime.now(UTC)
+    job = cron_job("fetch_prices", interval_seconds)
+    previous = slot_of(now + timedelta(seconds=seconds), interval)
+    job.calculate_next(previous)
+    assert job.next_run is not None
+    assert (job.next_run - EPOCH) % interval == timedelta(0)
+    assert job.next_run > previous
+    assert job.next_run > now - interval
+    assert job.next_run <= max(previous + interval, datetime.now(UTC))
+
+
+def test_after_a_long_sleep_only_the_running_slot_is_made_up_for() -> None:
+    job = cron_job("fetch_prices", 1)
+    job.next_run = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
+    due = []
+    while job.next_run <= datetime.now(UTC):
+        due.append(job.next_run)
+        job.calculate_next(job.next_run)
+        assert len(due) < 4, "slots of the past are run one by one"
+    assert len(due) <= 3
