@@ -8,13 +8,14 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 BIN := .venv/bin
 
-.PHONY: help run demo test faults lint format lock
+.PHONY: help run demo test faults bench lint format lock
 
 help:
 	@echo "make run     collect from the live exchange and serve GraphQL on http://127.0.0.1:8000/graphql"
 	@echo "make demo    the same against the built-in exchange simulator; needs no network"
 	@echo "make test    the whole suite, on the PostgreSQL and Valkey it starts itself"
 	@echo "make faults  the long form of the faults' tests, about ten minutes"
+	@echo "make bench   this project beside its peers, half an hour; with QUICK=1 three minutes and rougher figures"
 	@echo "make lint    ruff and mypy"
 	@echo "make lock    resolve requirements.lock again (needs uv)"
 
@@ -36,11 +37,14 @@ demo: .venv/installed
 
 # The faults' tests mostly wait, so three run at a time, after the others have had the machine to themselves.
 test: .venv/installed
-	@$(BIN)/python -m pytest tests/unit tests/integration
+	@$(BIN)/python -m pytest -n 2 tests/unit tests/integration
 	@$(BIN)/python -m pytest -n 3 tests/faults
 
 faults: .venv/installed
 	@FAULTS=long $(BIN)/python -m pytest -n 3 tests/faults
+
+bench: .venv/installed
+	@$(BIN)/python -m tests.bench $(if $(QUICK),--quick)
 
 lint: .venv/installed
 	@$(BIN)/ruff format --check .

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from server.execution import PlannedExecution
 from server.graphql import GraphQLView
 from server.health import livez, readyz
 from server.schema import schema
@@ -55,7 +56,7 @@ def create_app(settings: Settings) -> Starlette:
             Route("/schema.graphql", sdl),
             Route("/", home),
         ],
-        middleware=[cors] if settings.cors_origins else [],
+        middleware=[*([cors] if settings.cors_origins else []), Middleware(PlannedExecution, schema)],
         lifespan=lifespan,
     )
 

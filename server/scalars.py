@@ -37,10 +37,8 @@ def print_instant(value: datetime) -> str:
 
 
 def parse_instant(value: Any) -> datetime | BadInstant:
-    if not isinstance(value, str):
-        raise GraphQLError("An instant is a string.", extensions=_REFUSED)
-    if not _RFC_3339.fullmatch(value):
-        return BadInstant(value)
+    if not isinstance(value, str) or not _RFC_3339.fullmatch(value):
+        return BadInstant(str(value))
     try:
         return datetime.fromisoformat(value.upper()).astimezone(UTC)
     except (ValueError, OverflowError):  # no such day, or out of the years 1 to 9999 in UTC

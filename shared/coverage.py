@@ -1,10 +1,10 @@
 """How much of the schedule's grid is stored, and what is missing and why. Computed in SQL from the rows themselves."""
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from shared.db import Pool, fetch, fetch_row
-from shared.schedules import GapReason
+from shared.schedules import GapReason, MissingRun
 
 COVERAGE_DEADLINE_SECONDS = 10.0
 "A year of one-second slots is many rows to count; the answer is worth more than two seconds."
@@ -27,15 +27,6 @@ class Gap:
     missing: int
     reason: GapReason
     detail: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class MissingRun:
-    """Missing slots `first`, `first + interval`, … before `end` that a healer may still fill."""
-
-    first: datetime
-    end: datetime
-    interval: timedelta
 
 
 # $1 ticker, $2 from, $3 to (exclusive), $4 now. One row per schedule that reaches into the period, with the first slot
@@ -140,6 +131,8 @@ _RUNS = (
 
 async def select_coverage(pool: Pool, ticker: str, from_dt: datetime, to_dt: datetime, now: datetime) -> Coverage:
     """Count the ended slots in [from_dt, to_dt)."""
+    # A year of seconds may take its time; a storage that is away must not take as long to be found out.
+    await fetch(pool, "select")
     sql = (
         _SEGMENTS
         + """

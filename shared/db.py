@@ -44,6 +44,8 @@ async def create_pool(settings: Settings, *, name: str, size: int = 10) -> Pool:
         min_size=0,
         max_size=size,
         timeout=_ACQUIRE_SECONDS,
+        reset=_keep,
+        statement_cache_size=300,
         server_settings={
             "application_name": name,
             "timezone": "UTC",
@@ -55,17 +57,36 @@ async def create_pool(settings: Settings, *, name: str, size: int = 10) -> Pool:
     return pool
 
 
+async def _keep(_: object) -> None:
+    """Leave a connection that goes back to the pool as it is: no statement here changes its session."""
+
+
 async def fetch(pool: Pool, sql: str, *arguments: object, timeout: float = DEADLINE_SECONDS) -> list[asyncpg.Record]:
     """Run one statement, answer its rows. Raises `StorageUnavailable` after `timeout` seconds or without PostgreSQL."""
     try:
-        async with asyncio.timeout(timeout), pool.acquire(timeout=min(timeout, _ACQUIRE_SECONDS)) as connection:
-            return await connection.fetch(sql, *arguments)
+        async with asyncio.timeout(timeout):
+            connection = await pool.acquire(timeout=min(timeout, _ACQUIRE_SECONDS))
+            try:
+                return await connection.fetch(sql, *arguments)
+            except (TimeoutError, asyncio.CancelledError):
+                # Given back as it is, it would first wait for a silent server to confirm the cancellation.
+                connection.terminate()
+                raise
+            finally:
+                await pool.release(connection)
     except _AWAY as error:
-        logger.warning("storage is away: %s: %s", type(error).__name__, error)
+        if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
+            raise  # an argument that does not fit its parameter is our fault, not the storage's
+        logger.warning("storage is away: %s", describe(error))
         raise StorageUnavailable(
             "The price storage is unavailable; try again shortly.",
             is_answered=isinstance(error, asyncpg.PostgresError),
         ) from error
+
+
+def describe(error: BaseException) -> str:
+    """Its kind and, where there is one, its text: a time-out has none."""
+    return ": ".join(filter(None, (type(error).__name__, str(error))))
 
 
 async def fetch_row(

@@ -5,17 +5,21 @@ workers, a crash in between) is one row all the same.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+import asyncpg
 from arq.connections import ArqRedis
 
 from shared.db import Pool
 from shared.prices import Price, dump_price, insert_prices, load_price
 from shared.queue import enqueue_store_deferred
 from shared.schedules import GapReason, MissedSlot, insert_missed_slots
+
+logger = logging.getLogger(__name__)
 
 _KEY = "deferred"
 _BATCH = 500
@@ -35,11 +39,29 @@ async def store_oldest_deferred(redis: ArqRedis, pool: Pool) -> int:
     """Store one batch, oldest slots first; answers how many entries it held. Raises `StorageUnavailable`."""
     entries = await redis.zrange(_KEY, 0, _BATCH - 1)
     records = [json.loads(entry) for entry in entries]
-    await insert_prices(pool, [load_price(record["price"]) for record in records if "price" in record])
-    await insert_missed_slots(pool, [_load_missed(record["missed"]) for record in records if "missed" in record])
+    prices = [load_price(record["price"]) for record in records if "price" in record]
+    missed = [_load_missed(record["missed"]) for record in records if "missed" in record]
+    try:
+        await insert_prices(pool, prices)
+    except asyncpg.PostgresError:  # it refuses one of them, which must not hold up the others for ever
+        missed += [_refused(price) for price in prices if not await _is_stored(pool, price)]
+    await insert_missed_slots(pool, missed)
     if entries:
         await redis.zrem(_KEY, *entries)
     return len(entries)
+
+
+async def _is_stored(pool: Pool, price: Price) -> bool:
+    try:
+        await insert_prices(pool, [price])
+    except asyncpg.PostgresError:
+        logger.exception("PostgreSQL refuses %s", price)
+        return False
+    return True
+
+
+def _refused(price: Price) -> MissedSlot:
+    return MissedSlot(price.ticker, price.timestamp, GapReason.STORAGE_ERROR, "fetched, refused by the storage")
 
 
 def _dump_missed(missed: MissedSlot) -> dict[str, object]:

@@ -119,6 +119,8 @@ async def select_fetch_job(redis: ArqRedis, job_id: str) -> FetchJob | None:
     if "finished_at" not in record and not queued:
         # arq gave up on it: every worker that took it died, or it waited for a day.
         failures = [FetchFailure(t, "ABANDONED", "No worker finished this fetch.") for t in record["tickers"]]
+        await finish_fetch_job(redis, job_id, record["tickers"], [], failures)
+        return await select_fetch_job(redis, job_id)
     prices = [load_price(price) for price in record.get("prices", [])]
     return FetchJob(
         id=job_id,
@@ -132,8 +134,13 @@ async def select_fetch_job(redis: ArqRedis, job_id: str) -> FetchJob | None:
     )
 
 
-async def start_fetch_job(redis: ArqRedis, job_id: str) -> None:
-    await redis.execute_command("HSET", _key(job_id), "started_at", time.time_ns() // 1000)
+async def start_fetch_job(redis: ArqRedis, job_id: str) -> bool:
+    """Note that a worker has it. False for one that is finished: its worker died before arq knew."""
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.hsetnx(_key(job_id), "started_at", str(time.time_ns() // 1000))
+        pipe.hexists(_key(job_id), "finished_at")
+        _, is_finished = await pipe.execute()
+    return not is_finished
 
 
 async def finish_fetch_job(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import asyncpg
 
-from shared.db import Pool, fetch_row
+from shared.db import Pool, describe, fetch_row
 from shared.log import configure_logging
 from shared.settings import SettingsError, load_settings
 
@@ -115,7 +115,7 @@ async def _migrate_when_reachable(dsn: str) -> list[str]:
             return await migrate(dsn)
         except (OSError, TimeoutError, asyncpg.CannotConnectNowError) as error:
             if asyncio.get_running_loop().time() > deadline:
-                raise MigrationError(f"PostgreSQL cannot be reached: {error or type(error).__name__}") from error
+                raise MigrationError(f"PostgreSQL cannot be reached: {describe(error)}") from error
             await asyncio.sleep(0.2)
 
 

@@ -31,36 +31,61 @@ class Price:
 
 
 # The enum travels as text: asyncpg would otherwise look its type up on every new connection.
-_COLUMNS = "ticker, price, timestamp, observed_at, source::text, testnet"
+_COLUMNS = "ticker, price, timestamp, observed_at, source::text as source, testnet"
+
+
+# The statements of the four reads, named because they are run as they are, or with their answer written as JSON.
+
+LATEST_PRICE = f"""
+    select {_COLUMNS}
+    from prices
+    where ticker = $1
+    order by timestamp desc
+    limit 1
+"""
+
+LATEST_PRICES = f"""
+    select latest.*
+    from unnest($1::text[]) with ordinality as wanted (ticker, position)
+    cross join lateral (
+        select {_COLUMNS}
+        from prices
+        where prices.ticker = wanted.ticker collate "C"
+        order by timestamp desc
+        limit 1
+    ) as latest
+    order by wanted.position
+"""
+
+PRICE_HISTORY = f"""
+    select {_COLUMNS}
+    from prices
+    where ticker = $1
+      and timestamp < coalesce($2, 'infinity'::timestamptz)
+    order by timestamp desc
+    limit $3
+"""
+
+PRICES_IN_PERIOD = f"""
+    select {_COLUMNS}
+    from prices
+    where ticker = $1
+      and timestamp >= $2
+      and timestamp <= $3
+      and timestamp > coalesce($4, '-infinity'::timestamptz)
+    order by timestamp
+    limit $5
+"""
 
 
 async def select_latest_price(pool: Pool, ticker: str) -> Price | None:
-    sql = f"""
-        select {_COLUMNS}
-        from prices
-        where ticker = $1
-        order by timestamp desc
-        limit 1
-    """
-    row = await fetch_row(pool, sql, ticker)
+    row = await fetch_row(pool, LATEST_PRICE, ticker)
     return _price(row) if row else None
 
 
 async def select_latest_prices(pool: Pool, tickers: Sequence[str]) -> list[Price]:
     """The newest price of each ticker that has one, in the order of `tickers`."""
-    sql = f"""
-        select latest.*
-        from unnest($1::text[]) with ordinality as wanted (ticker, position)
-        cross join lateral (
-            select {_COLUMNS}
-            from prices
-            where prices.ticker = wanted.ticker collate "C"
-            order by timestamp desc
-            limit 1
-        ) as latest
-        order by wanted.position
-    """
-    return [_price(row) for row in await fetch(pool, sql, list(tickers))]
+    return [_price(row) for row in await fetch(pool, LATEST_PRICES, list(tickers))]
 
 
 async def select_first_timestamps(pool: Pool, tickers: Sequence[str]) -> dict[str, datetime]:
@@ -78,34 +103,28 @@ async def select_first_timestamps(pool: Pool, tickers: Sequence[str]) -> dict[st
     return {row["ticker"]: row["timestamp"] for row in await fetch(pool, sql, list(tickers))}
 
 
-async def select_price_history(pool: Pool, ticker: str, limit: int, before: datetime | None) -> list[Price]:
-    """Newest first; `before` is exclusive."""
-    sql = f"""
-        select {_COLUMNS}
+async def select_observed_tickers(pool: Pool, tickers: Sequence[str], slot: datetime) -> set[str]:
+    """Those that have an observed price for this slot."""
+    sql = """
+        select ticker
         from prices
-        where ticker = $1
-          and timestamp < coalesce($2, 'infinity'::timestamptz)
-        order by timestamp desc
-        limit $3
+        where ticker = any($1::text[])
+          and timestamp = $2
+          and source <> 'BACKFILLED'
     """
-    return [_price(row) for row in await fetch(pool, sql, ticker, before, limit)]
+    return {row["ticker"] for row in await fetch(pool, sql, list(tickers), slot)}
+
+
+async def select_price_history(pool: Pool, ticker: str, before: datetime | None, limit: int) -> list[Price]:
+    """Newest first; `before` is exclusive."""
+    return [_price(row) for row in await fetch(pool, PRICE_HISTORY, ticker, before, limit)]
 
 
 async def select_prices_in_period(
-    pool: Pool, ticker: str, from_dt: datetime, to_dt: datetime, limit: int, after: datetime | None
+    pool: Pool, ticker: str, from_dt: datetime, to_dt: datetime, after: datetime | None, limit: int
 ) -> list[Price]:
     """Oldest first; both bounds inclusive, `after` exclusive."""
-    sql = f"""
-        select {_COLUMNS}
-        from prices
-        where ticker = $1
-          and timestamp >= $2
-          and timestamp <= $3
-          and timestamp > coalesce($4, '-infinity'::timestamptz)
-        order by timestamp
-        limit $5
-    """
-    return [_price(row) for row in await fetch(pool, sql, ticker, from_dt, to_dt, after, limit)]
+    return [_price(row) for row in await fetch(pool, PRICES_IN_PERIOD, ticker, from_dt, to_dt, after, limit)]
 
 
 async def insert_prices(pool: Pool, prices: Iterable[Price], *, timeout: float = 10.0) -> list[Price]:
@@ -130,9 +149,11 @@ async def insert_prices(pool: Pool, prices: Iterable[Price], *, timeout: float =
           and excluded.source <> 'BACKFILLED'
         returning {_COLUMNS}
     """
-    # One statement cannot touch a row twice, so a repeat within the batch is dropped here.
-    unique = {(p.ticker, p.timestamp): p for p in prices}.values()
-    rows = [(p.ticker, p.price, p.timestamp, p.observed_at, p.source.value, p.testnet) for p in unique]
+    # One statement cannot touch a row twice, so of a repeat within the batch the first observation stands here too.
+    unique: dict[tuple[str, datetime], Price] = {}
+    for price in sorted(prices, key=lambda p: (p.source is PriceSource.BACKFILLED, p.observed_at)):
+        unique.setdefault((price.ticker, price.timestamp), price)
+    rows = [(p.ticker, p.price, p.timestamp, p.observed_at, p.source.value, p.testnet) for p in unique.values()]
     return [_price(row) for row in await fetch(pool, sql, *columns(rows, 6), timeout=timeout)] if rows else []
 
 

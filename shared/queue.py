@@ -6,11 +6,13 @@ Jobs are JSON on both sides: with arq's pickle, whoever can write to Redis could
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any, TypeVar
 
 from arq.connections import ArqRedis
+from arq.jobs import Job
 from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
@@ -18,6 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from shared.db import describe
 from shared.errors import QueueUnavailable
 from shared.settings import Settings
 
@@ -45,17 +48,18 @@ def deserialize(job: bytes) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def open_redis(settings: Settings, *, retries: int) -> AsyncIterator[ArqRedis]:
+async def open_redis(settings: Settings, *, retries: int, timeout: float = DEADLINE_SECONDS) -> AsyncIterator[ArqRedis]:
     """A client that connects when first used, so that a process starts, and recovers, without Redis.
 
     `retries`: how often a command is tried again when the connection fails, 0.1 s after the first time and up to 2 s
     after the later ones. The API takes few, it has a client waiting; the worker takes many, it has a price in hand.
+    `timeout`: seconds that one reply may take.
     """
     # Not arq's own settings: they leave %-escapes in a password as they are, and connect at once or not at all.
     pool = ConnectionPool.from_url(
         settings.redis_url,
         socket_connect_timeout=1,
-        socket_timeout=5,
+        socket_timeout=timeout,
         health_check_interval=15,
         retry=Retry(ExponentialBackoff(cap=2, base=0.1), retries),
         retry_on_error=[RedisConnectionError, RedisTimeoutError, OSError],
@@ -67,19 +71,34 @@ async def open_redis(settings: Settings, *, retries: int) -> AsyncIterator[ArqRe
         await redis.aclose(close_connection_pool=True)
 
 
-async def within_deadline(command: Awaitable[T]) -> T:
+async def within_deadline(command: Coroutine[Any, Any, T]) -> T:
     """Wait for a command. Raises `QueueUnavailable` when Redis is away, or after `DEADLINE_SECONDS`."""
+    # Not asyncio.timeout: while redis-py connects it can lose a cancellation and wait on. The task is left behind.
+    task = asyncio.ensure_future(command)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # what nobody waits for is no news
     try:
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            return await command
+        done, _ = await asyncio.wait({task}, timeout=DEADLINE_SECONDS)
+        if not done:
+            raise TimeoutError
+        return task.result()
     except (RedisError, OSError, TimeoutError) as error:
-        logger.warning("queue is away: %s: %s", type(error).__name__, error)
+        logger.warning("queue is away: %s", describe(error))
         raise QueueUnavailable("The job queue is unavailable; try again shortly.") from error
+    finally:
+        task.cancel()
 
 
 async def enqueue_store_deferred(redis: ArqRedis, *, after_seconds: float) -> None:
     """One such job is enough, however often it is asked for: it stores everything that waits."""
     await redis.enqueue_job(STORE_DEFERRED, _job_id=STORE_DEFERRED, _defer_by=after_seconds)
+
+
+async def select_slot_result(redis: ArqRedis, slot: datetime) -> list[str] | None:
+    """What the schedule's job for a slot answered; `None` while it has not ended, or when it failed."""
+    milliseconds = round(slot.timestamp() * 1000)
+    job = Job(f"cron:{FETCH_PRICES}:{milliseconds}", redis, _deserializer=deserialize)
+    result = await job.result_info()
+    return result.result if result and result.success else None
 
 
 async def add_worker(redis: ArqRedis, health_key: str) -> None:

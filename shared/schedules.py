@@ -17,13 +17,21 @@ class GapReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MissedSlot:
-    """`unanswered`: the exchange's chart was asked afterwards and had no point for the slot."""
+    """Why one slot has no price. `detail` is the same for the same fault, so that gaps can be merged."""
 
     ticker: str
     slot: datetime
     reason: GapReason
     detail: str | None = None
-    unanswered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MissingRun:
+    """Missing slots `first`, `first + interval`, … before `end`."""
+
+    first: datetime
+    end: datetime
+    interval: timedelta
 
 
 async def insert_schedules(pool: Pool, tickers: Sequence[str], since: datetime, interval: timedelta) -> None:
@@ -67,15 +75,16 @@ async def insert_schedules(pool: Pool, tickers: Sequence[str], since: datetime, 
     await fetch(pool, sql, list(tickers), since, int(interval.total_seconds()))
 
 
-async def select_first_fills(pool: Pool, tickers: Sequence[str]) -> dict[str, datetime]:
-    """The first slot of each ticker whose past has not been filled from the chart yet."""
+async def select_first_fills(pool: Pool, tickers: Sequence[str]) -> dict[str, tuple[datetime, timedelta]]:
+    """First slot and interval of each ticker whose past has not been filled from the chart yet."""
     sql = """
-        select ticker, since
+        select ticker, since, interval_seconds
         from schedules
         where ticker = any($1::text[])
           and not first_fill_done
     """
-    return {row["ticker"]: row["since"] for row in await fetch(pool, sql, list(tickers))}
+    rows = await fetch(pool, sql, list(tickers))
+    return {row["ticker"]: (row["since"], timedelta(seconds=row["interval_seconds"])) for row in rows}
 
 
 async def finish_first_fill(pool: Pool, ticker: str, since: datetime, complete_from: datetime) -> None:
@@ -92,19 +101,31 @@ async def finish_first_fill(pool: Pool, ticker: str, since: datetime, complete_f
 
 
 async def insert_missed_slots(pool: Pool, missed: Iterable[MissedSlot], *, timeout: float = 10.0) -> None:
-    """Write down why slots are missing; the first reason stands, a chart without an answer is added to it."""
+    """Write down why slots are missing; the first reason stands."""
     sql = """
-        insert into missed_slots (ticker, slot, reason, detail, unanswered)
-        select ticker, slot, reason::gap_reason, detail, unanswered
-        from unnest($1::text[], $2::timestamptz[], $3::text[], $4::text[], $5::boolean[])
-            as fresh (ticker, slot, reason, detail, unanswered)
+        insert into missed_slots (ticker, slot, reason, detail)
+        select ticker, slot, reason::gap_reason, detail
+        from unnest($1::text[], $2::timestamptz[], $3::text[], $4::text[]) as fresh (ticker, slot, reason, detail)
         order by ticker collate "C", slot
+        on conflict do nothing
+    """
+    rows = [(m.ticker, m.slot, m.reason.value, m.detail) for m in missed]
+    if rows:
+        await fetch(pool, sql, *columns(rows, 4), timeout=timeout)
+
+
+async def insert_unanswered(pool: Pool, ticker: str, runs: Iterable[MissingRun], *, timeout: float = 10.0) -> None:
+    """Write down that the chart had nothing for these slots, so that it is not asked again; a reason stays."""
+    sql = """
+        insert into missed_slots (ticker, slot, reason, unanswered)
+        select $1, slot, 'NOT_COLLECTED', true
+        from unnest($2::timestamptz[], $3::timestamptz[], $4::interval[]) as run (first, after, step)
+        cross join lateral generate_series(first, after - step, step) as slot
+        order by slot
         on conflict (ticker, slot) do update
         set unanswered = true
-        where excluded.unanswered
-          and not missed_slots.unanswered
+        where not missed_slots.unanswered
     """
-    unique = {(m.ticker, m.slot): m for m in missed}.values()
-    rows = [(m.ticker, m.slot, m.reason.value, m.detail, m.unanswered) for m in unique]
+    rows = [(run.first, run.end, run.interval) for run in runs]
     if rows:
-        await fetch(pool, sql, *columns(rows, 5), timeout=timeout)
+        await fetch(pool, sql, ticker, *columns(rows, 3), timeout=timeout)

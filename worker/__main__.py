@@ -33,7 +33,7 @@ from shared.settings import Settings, SettingsError, load_settings
 from worker.context import Worker
 from worker.deribit import create_http
 from worker.healing import heal_gaps
-from worker.jobs import fetch_prices, store_deferred_until_done
+from worker.jobs import fetch_again, fetch_prices, store_deferred_until_done
 
 logger = logging.getLogger(__name__)
 
@@ -51,25 +51,32 @@ HEAL_AT_SECOND = 40
 
 RECONNECT_SECONDS = 1.0
 REDIS_RETRIES = 10
+REDIS_SECONDS = 5.0
 
 
 @dataclass
 class GridCron(CronJob):
-    """A job for every slot of the grid, its time exactly the slot's.
+    """A job for every slot of the grid, its time the slot's, or `offset` later.
 
     arq's own cron leaves out the first second after a start, and works off every time it was asleep for.
     """
 
     interval: timedelta = timedelta(0)
+    offset: timedelta = timedelta(0)
 
     def calculate_next(self, prev_run: datetime) -> None:
-        self.next_run = max(slot_of(prev_run, self.interval) + self.interval, slot_of(datetime.now(UTC), self.interval))
+        following = slot_of(prev_run, self.interval) + self.interval
+        self.next_run = max(following, slot_of(datetime.now(UTC), self.interval)) + self.offset
 
 
 def cron_jobs(worker: Worker) -> list[CronJob]:
     schedule = cron(fetch_prices, max_tries=JOB_TRIES, timeout=JOB_SECONDS, keep_result=KEEP_SLOT_SECONDS)
-    slots = GridCron(**vars(schedule) | {"interval": worker.interval})
-    slots.next_run = worker.first_slot
+    slots = GridCron(**vars(schedule) | {"interval": worker.interval, "next_run": worker.first_slot})
+    half = worker.interval / 2
+    second = cron(fetch_again, max_tries=1, timeout=JOB_SECONDS, keep_result=KEEP_SLOT_SECONDS)
+    again = GridCron(
+        **vars(second) | {"interval": worker.interval, "offset": half, "next_run": worker.first_slot + half}
+    )
     heal = cron(
         heal_gaps,
         second=HEAL_AT_SECOND,
@@ -79,7 +86,7 @@ def cron_jobs(worker: Worker) -> list[CronJob]:
         timeout=JOB_SECONDS,
         keep_result=KEEP_SLOT_SECONDS,
     )
-    return [slots, heal]
+    return [slots, again, heal]
 
 
 def create_worker(worker: Worker, jobs: list[CronJob], **options: Any) -> arq.Worker:
@@ -111,7 +118,7 @@ async def run(settings: Settings) -> None:
 
     async with (
         await create_pool(settings, name="worker", size=4) as pool,
-        open_redis(settings, retries=REDIS_RETRIES) as redis,
+        open_redis(settings, retries=REDIS_RETRIES, timeout=REDIS_SECONDS) as redis,
         create_http(settings) as http,
     ):
         worker = Worker(settings, pool, redis, http, health_key=f"worker:{socket.gethostname()}:{os.getpid()}")

@@ -108,18 +108,24 @@ def _point(entry: object, testnet: bool) -> ChartPoint:
 
 async def _call(http: httpx.AsyncClient, method: str, parameters: Mapping[str, str]) -> dict[str, Any]:
     """GET one method, answer its envelope; it holds a `result`. Raises `DeribitError`."""
-    # A client that is closed by its peer while idle fails at once, and the request was not read: repeat it now.
     for is_last in (False, True):
+        opened: list[str] = []
+
+        async def trace(event: str, _: object, opened: list[str] = opened) -> None:
+            if event == "connection.connect_tcp.started":
+                opened.append(event)
+
         try:
             async with asyncio.timeout(ATTEMPT_SECONDS):
-                response = await http.get(f"/{method}", params=parameters)
+                response = await http.get(f"/{method}", params=parameters, extensions={"trace": trace})
                 if response.is_redirect:
                     response = await _follow(http, response)
             break
         except (TimeoutError, httpx.TimeoutException) as error:
             raise DeribitError("TIMEOUT", "no answer in time", retry=Retry.BACKOFF) from error
         except httpx.RemoteProtocolError as error:
-            if is_last:
+            # A kept connection that its peer had closed meanwhile is no fault: the request was not read, repeat it now.
+            if is_last or opened:
                 raise DeribitError(
                     "DISCONNECTED", "connection closed without an answer", retry=Retry.BACKOFF
                 ) from error
@@ -168,17 +174,19 @@ def _envelope(response: httpx.Response) -> dict[str, Any]:
 
 
 def _price(value: object) -> Decimal:
-    """Refuse what is no price: `REJECTED_VALUE` in the history, for retrying would ask for the same thing again."""
+    """Refuse what is no price: `REJECTED_VALUE` in the history."""
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
-        raise DeribitError("BAD_PRICE", "price is not a number", reason=GapReason.REJECTED_VALUE)
+        raise DeribitError("BAD_PRICE", "price is not a number", retry=Retry.LATER, reason=GapReason.REJECTED_VALUE)
     price = Decimal(value)
     if not price.is_finite():
-        raise DeribitError("BAD_PRICE", "price is not finite", reason=GapReason.REJECTED_VALUE)
+        raise DeribitError("BAD_PRICE", "price is not finite", retry=Retry.LATER, reason=GapReason.REJECTED_VALUE)
     if price <= 0:
-        raise DeribitError("BAD_PRICE", "price is not positive", reason=GapReason.REJECTED_VALUE)
+        raise DeribitError("BAD_PRICE", "price is not positive", retry=Retry.LATER, reason=GapReason.REJECTED_VALUE)
     exponent, digits = price.adjusted(), len(price.as_tuple().digits)
     if not _SMALLEST_EXPONENT <= exponent <= _LARGEST_EXPONENT or digits > _MOST_DIGITS:
-        raise DeribitError("BAD_PRICE", "price is out of any plausible range", reason=GapReason.REJECTED_VALUE)
+        raise DeribitError(
+            "BAD_PRICE", "price is out of any plausible range", retry=Retry.LATER, reason=GapReason.REJECTED_VALUE
+        )
     return price
 
 
@@ -196,7 +204,9 @@ def _instant(microseconds: int) -> datetime:
     try:
         return from_microseconds(microseconds)
     except OverflowError:
-        raise DeribitError("BAD_REPLY", "clock out of range", reason=GapReason.REJECTED_VALUE) from None
+        raise DeribitError(
+            "BAD_REPLY", "clock out of range", retry=Retry.LATER, reason=GapReason.REJECTED_VALUE
+        ) from None
 
 
 def _is_testnet(http: httpx.AsyncClient, envelope: Mapping[str, Any]) -> bool:

@@ -11,8 +11,11 @@ from shared.schedules import GapReason
 
 class Retry(Enum):
     NEVER = "never"
-    "Asking again within the slot cannot succeed, or would only add to the exchange's trouble."
+    "Asking again cannot succeed."
+    LATER = "later"
+    "Not within seconds, but once more later in the slot."
     BACKOFF = "backoff"
+    "After a pause of seconds."
 
 
 class DeribitError(Exception):
@@ -48,8 +51,12 @@ _PASSING = {
     13503,  # unavailable
     13888,  # timed_out
 }
-# Not among them, on purpose: 11051 (maintenance) and 11056 (public requests disabled) last minutes, and the next slot
-# asks again anyway; 10029 is not_owner_of_order, no rate limit.
+# 10029 is not among them, on purpose: it is not_owner_of_order, no rate limit.
+
+_LASTING = {
+    11051,  # system_maintenance
+    11056,  # unauthenticated_public_requests_temporarily_disabled
+}
 
 _TOO_MANY_REQUESTS = 429
 _LARGEST_CODE = 99_999
@@ -63,7 +70,8 @@ def rpc_error(error: object) -> DeribitError:
     if not isinstance(code, int) or isinstance(code, bool) or abs(code) > _LARGEST_CODE:
         return DeribitError("BAD_REPLY", "error without a code", retry=Retry.BACKOFF)
     detail = " ".join(part for part in (_text(message), _text(_reason(error.get("data")))) if part)
-    return DeribitError(f"RPC_{code}", detail, retry=Retry.BACKOFF if code in _PASSING else Retry.NEVER)
+    retry = Retry.BACKOFF if code in _PASSING else Retry.LATER if code in _LASTING else Retry.NEVER
+    return DeribitError(f"RPC_{code}", detail, retry=retry)
 
 
 def status_error(response: httpx.Response) -> DeribitError:

@@ -6,23 +6,16 @@ the chart cannot answer stays missing, and is not asked about again.
 
 import asyncio
 import logging
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from shared.coverage import MissingRun, select_missing_runs
+from shared.coverage import select_missing_runs
 from shared.errors import StorageUnavailable
 from shared.grid import slot_of
 from shared.prices import Price, PriceSource, insert_prices
 from shared.queue import add_worker
-from shared.schedules import (
-    GapReason,
-    MissedSlot,
-    finish_first_fill,
-    insert_missed_slots,
-    select_first_fills,
-)
+from shared.schedules import MissingRun, finish_first_fill, insert_unanswered, select_first_fills
 from worker.context import Worker, worker_of
 from worker.deribit import ChartPoint, get_index_chart
 from worker.deribit_errors import DeribitError
@@ -42,6 +35,8 @@ RANGES = {
 
 _BATCH = 2000
 
+FirstFill = tuple[datetime, timedelta]
+
 _CONCURRENCY = 2
 "Healing never keeps more than these connections to the exchange from the schedule's own fetches."
 
@@ -51,7 +46,7 @@ async def heal_gaps(ctx: dict[str, Any]) -> None:
     worker = worker_of(ctx)
     healing = asyncio.Semaphore(_CONCURRENCY)
 
-    async def heal(ticker: str, first_fill: datetime | None) -> None:
+    async def heal(ticker: str, first_fill: FirstFill | None) -> None:
         async with healing:
             await _heal(worker, ticker, first_fill)
 
@@ -67,82 +62,91 @@ async def heal_gaps(ctx: dict[str, Any]) -> None:
         logger.warning("storage is away, healing waits")
 
 
-async def _heal(worker: Worker, ticker: str, first_fill: datetime | None) -> None:
+async def _heal(worker: Worker, ticker: str, first_fill: FirstFill | None) -> None:
     now = datetime.now(UTC)
     oldest = now - timedelta(hours=worker.settings.heal_lookback_hours)
     try:
         if first_fill is not None:
-            await _fill_past(worker, ticker, oldest, first_fill)
+            await _fill_past(worker, ticker, oldest, *first_fill)
         runs = await select_missing_runs(worker.pool, ticker, oldest, now, now)
         _, unanswered = await _fill(worker, ticker, runs, now)
     except DeribitError as error:
         logger.warning("%s: the chart cannot be read, healing waits: %s", ticker, error)
         return
-    reasons = [MissedSlot(ticker, slot, GapReason.NOT_COLLECTED, None, unanswered=True) for slot in unanswered]
-    await insert_missed_slots(worker.pool, reasons)
+    await insert_unanswered(worker.pool, ticker, unanswered)
 
 
-async def _fill_past(worker: Worker, ticker: str, oldest: datetime, first: datetime) -> None:
+async def _fill_past(worker: Worker, ticker: str, oldest: datetime, first: datetime, interval: timedelta) -> None:
     """A ticker that was never collected starts with what the chart offers, so that there is something to show."""
-    past = MissingRun(slot_of(oldest, worker.interval) + worker.interval, first, worker.interval)
+    past = MissingRun(slot_of(oldest, interval) + interval, first, interval)
     filled, unanswered = await _fill(worker, ticker, [past], datetime.now(UTC))
     # Where the chart is as fine as the grid, the history begins with it; a sparse past is shown, not counted on.
-    last_hole = max(unanswered, default=past.first - worker.interval)
-    whole = [slot for slot in filled if slot > last_hole]
+    last_hole = max((run.end for run in unanswered), default=past.first)
+    whole = [slot for slot in filled if slot >= last_hole]
     await finish_first_fill(worker.pool, ticker, first, min(whole) if len(whole) > 1 else first)
 
 
 async def _fill(
     worker: Worker, ticker: str, runs: Sequence[MissingRun], now: datetime
-) -> tuple[list[datetime], list[datetime]]:
+) -> tuple[list[datetime], list[MissingRun]]:
     """Ask one chart per range that is the smallest for some of the slots. Answers the slots filled and those not."""
     filled: list[datetime] = []
-    unanswered: list[datetime] = []
+    unanswered: list[MissingRun] = []
     finer = timedelta(0)
     for chart_range, reach in RANGES.items():
-        slots = [(slot, run.interval) for run in runs for slot in _slots(run) if finer <= now - slot < reach]
+        parts = [part for run in runs if (part := _between(run, now - reach, now - finer))]
         finer = reach
-        if not slots:
+        if not parts:
             continue
         points = await get_index_chart(worker.http, ticker, chart_range)
-        prices, in_vain = match_chart(ticker, slots, points)
+        matched = [match_chart(ticker, part, points) for part in parts]
+        prices = [price for found, _ in matched for price in found]
         for start in range(0, len(prices), _BATCH):
             batch = prices[start : start + _BATCH]
             await insert_prices(worker.pool, batch)
             logger.info("%s: %d of %d slots healed, %s chart", ticker, start + len(batch), len(prices), chart_range)
         filled += [price.timestamp for price in prices]
-        unanswered += in_vain
+        unanswered += [run for _, in_vain in matched for run in in_vain]
     return filled, unanswered
 
 
-def match_chart(
-    ticker: str, slots: Sequence[tuple[datetime, timedelta]], points: Sequence[ChartPoint]
-) -> tuple[list[Price], list[datetime]]:
+def _between(run: MissingRun, after: datetime, until: datetime) -> MissingRun | None:
+    """The slots of the run in (after, until]."""
+    skipped = max((after - run.first) // run.interval + 1, 0)
+    kept = (until - run.first) // run.interval + 1
+    first, end = run.first + skipped * run.interval, min(run.end, run.first + kept * run.interval)
+    return MissingRun(first, end, run.interval) if first < end else None
+
+
+def match_chart(ticker: str, run: MissingRun, points: Sequence[ChartPoint]) -> tuple[list[Price], list[MissingRun]]:
     """Give each slot the chart point nearest to it, within half an interval (of two as near, the earlier).
 
-    `slots` are (slot, interval) pairs, `points` ascend. Answers the prices found, and the slots that lie between
-    points and have none near. A slot beyond either end is in neither: the chart may yet come to it.
+    `points` ascend. Answers the prices found, and the slots that lie between points and have none near. A slot beyond
+    either end is in neither: the chart may yet come to it. Goes by points, of which a chart has fewer than a day has
+    seconds.
     """
-    times = [point.timestamp for point in points]
-    filled, missing = [], []
-    for slot, interval in slots:
-        after = bisect_left(times, slot)
-        nearest = min(
-            (point for point in points[max(after - 1, 0) : after + 1]),
-            key=lambda point: (abs(point.timestamp - slot), point.timestamp),
-            default=None,
-        )
-        if nearest is not None and abs(nearest.timestamp - slot) <= interval / 2:
-            filled.append(
-                Price(ticker, nearest.price, slot, nearest.timestamp, PriceSource.BACKFILLED, nearest.testnet)
-            )
-        elif times and times[0] < slot < times[-1]:
-            missing.append(slot)
-    return filled, missing
-
-
-def _slots(run: MissingRun) -> Iterator[datetime]:
-    slot = run.first
-    while slot < run.end:
-        yield slot
-        slot += run.interval
+    nearest: dict[datetime, ChartPoint] = {}
+    for point in points:
+        below = run.first + (point.timestamp - run.first) // run.interval * run.interval
+        for slot in (below, below + run.interval):
+            distance = abs(point.timestamp - slot)
+            if run.first <= slot < run.end and distance <= run.interval / 2:
+                known = nearest.get(slot)
+                if known is None or distance < abs(known.timestamp - slot):
+                    nearest[slot] = point
+    prices = [
+        Price(ticker, point.price, slot, point.timestamp, PriceSource.BACKFILLED, point.testnet)
+        for slot, point in sorted(nearest.items())
+    ]
+    if not points:
+        return prices, []
+    # The slots between the ends, less those that were given a point.
+    between = _between(run, points[0].timestamp, points[-1].timestamp - timedelta(microseconds=1))
+    holes = []
+    if between:
+        first = between.first
+        for slot in [*(slot for slot in sorted(nearest) if between.first <= slot < between.end), between.end]:
+            if first < slot:
+                holes.append(MissingRun(first, slot, run.interval))
+            first = slot + run.interval
+    return prices, holes

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -17,7 +17,9 @@ import arq
 from shared.deferred import defer, store_oldest_deferred
 from shared.errors import StorageUnavailable
 from shared.fetch_jobs import FetchFailure, finish_fetch_job, start_fetch_job
-from shared.prices import Price, PriceSource, insert_prices
+from shared.grid import from_microseconds, slot_of
+from shared.prices import Price, PriceSource, insert_prices, select_observed_tickers
+from shared.queue import select_slot_result
 from shared.schedules import GapReason, MissedSlot, insert_missed_slots
 from worker import deribit
 from worker.context import Worker, worker_of
@@ -37,18 +39,37 @@ _TOLERATED_SKEW = timedelta(seconds=5)
 _LOGGED_SKEW = timedelta(seconds=1)
 _BELIEVED_SKEW = timedelta(hours=1)
 
+_TOGETHER_SECONDS = 0.02
+
 _LONGEST_STORE_PAUSE_SECONDS = 10
 _STORE_SECONDS = 1.7
 "How long a price in hand waits for PostgreSQL before it is put aside in Redis."
 
 
-async def fetch_prices(ctx: dict[str, Any], tickers: list[str] | None = None) -> None:
-    """With `tickers`, a fetch somebody asked for; without, the schedule's, whose slot the job's own id carries."""
+async def fetch_prices(ctx: dict[str, Any], tickers: list[str] | None = None) -> list[str]:
+    """With `tickers`, a fetch somebody asked for; without, the schedule's, whose slot the job's own id carries.
+
+    Answers the tickers of the slot that are worth asking for once more.
+    """
     worker = worker_of(ctx)
-    if tickers is None:
-        await _fetch_slot(worker, _slot(ctx["job_id"]))
-    else:
+    if tickers is not None:
         await _fetch_requested(worker, ctx["job_id"], tickers)
+        return []
+    return await _fetch_slot(worker, _slot(ctx["job_id"], worker.interval), worker.settings.tickers)
+
+
+async def fetch_again(ctx: dict[str, Any]) -> None:
+    """Half a slot later: what the slot's own job did not get; everything, when the worker that has it is silent."""
+    worker = worker_of(ctx)
+    slot = _slot(ctx["job_id"], worker.interval)
+    tickers = await select_slot_result(worker.redis, slot)
+    if tickers is None:
+        stored: set[str] = set()
+        with contextlib.suppress(StorageUnavailable):
+            stored = await select_observed_tickers(worker.pool, worker.settings.tickers, slot)
+        tickers = [ticker for ticker in worker.settings.tickers if ticker not in stored]
+    if tickers:
+        await _fetch_slot(worker, slot, tickers)
 
 
 async def store_deferred(ctx: dict[str, Any]) -> bool:
@@ -71,26 +92,30 @@ async def store_deferred_until_done(ctx: dict[str, Any]) -> None:
         raise arq.Retry(defer=min(2 ** ctx["job_try"], _LONGEST_STORE_PAUSE_SECONDS))
 
 
-async def _fetch_slot(worker: Worker, slot: datetime) -> None:
+async def _fetch_slot(worker: Worker, slot: datetime, tickers: Sequence[str]) -> list[str]:
     end = slot + worker.interval
     seconds_left = (end - datetime.now(UTC)).total_seconds()
     if seconds_left <= 0:
         # The worker was paused or overtaken. Any price it got now would belong to another slot; the healer sees to it.
         logger.warning("slot %s is over, left to the healer", slot.isoformat())
-        return
+        return []
 
     async def observe(ticker: str) -> Price:
         observation = await deribit.get_index_price(worker.http, ticker)
         _check_clock(observation, slot, worker.interval)
         return _stored_as(observation, slot, PriceSource.SCHEDULED)
 
-    prices, errors = await _attempt_all(worker, worker.settings.tickers, observe, min(seconds_left, BUDGET_SECONDS))
-    missed = [MissedSlot(ticker, slot, error.reason, str(error)) for ticker, error in errors.items()]
-    await _store(worker, prices, missed)
+    worth_another: list[str] = []
+    async for prices, errors in _attempts(worker, tickers, observe, min(seconds_left, BUDGET_SECONDS)):
+        missed = [MissedSlot(ticker, slot, error.reason, str(error)) for ticker, error in errors.items()]
+        await _store(worker, prices, missed)
+        worth_another += [ticker for ticker, error in errors.items() if error.retry is not ExchangeRetry.NEVER]
+    return worth_another
 
 
 async def _fetch_requested(worker: Worker, job_id: str, tickers: Sequence[str]) -> None:
-    await start_fetch_job(worker.redis, job_id)
+    if not await start_fetch_job(worker.redis, job_id):
+        return
 
     async def observe(ticker: str) -> Price:
         observation = await deribit.get_index_price(worker.http, ticker)
@@ -98,19 +123,27 @@ async def _fetch_requested(worker: Worker, job_id: str, tickers: Sequence[str]) 
             raise DeribitError("CLOCK_UNBELIEVABLE", "the exchange's clock is more than an hour off")
         return _stored_as(observation, observation.observed_at, PriceSource.REQUESTED)
 
-    prices, errors = await _attempt_all(worker, tickers, observe, BUDGET_SECONDS)
-    failures = [FetchFailure(ticker, error.code, error.detail) for ticker, error in errors.items()]
-    if not await _store(worker, prices, []):
-        message = "The price was fetched and will be stored when the storage is back."
-        failures += [FetchFailure(price.ticker, StorageUnavailable.code, message) for price in prices]
-        prices = []
-    await finish_fetch_job(worker.redis, job_id, tickers, prices, failures)
+    stored: list[Price] = []
+    failures: list[FetchFailure] = []
+    async for prices, errors in _attempts(worker, tickers, observe, BUDGET_SECONDS):
+        failures += [FetchFailure(ticker, error.code, error.detail) for ticker, error in errors.items()]
+        if await _store(worker, prices, []):
+            stored += prices
+        else:
+            message = "The price was fetched and will be stored when the storage is back."
+            failures += [FetchFailure(price.ticker, StorageUnavailable.code, message) for price in prices]
+    stored.sort(key=lambda price: price.ticker)
+    failures.sort(key=lambda failure: failure.ticker)
+    await finish_fetch_job(worker.redis, job_id, tickers, stored, failures)
 
 
-async def _attempt_all(
+async def _attempts(
     worker: Worker, tickers: Sequence[str], observe: Callable[[str], Awaitable[T]], budget_seconds: float
-) -> tuple[list[T], dict[str, DeribitError]]:
-    """Every ticker at once, each with its own attempts: one that fails or is slow takes nothing from another."""
+) -> AsyncIterator[tuple[list[T], dict[str, DeribitError]]]:
+    """Every ticker at once, each with its own attempts: one that fails or is slow takes nothing from another.
+
+    Yields what has come so far, results and errors by ticker, as soon as something has.
+    """
 
     async def attempt(ticker: str) -> T | DeribitError:
         try:
@@ -120,11 +153,22 @@ async def _attempt_all(
             return error
         except Exception:
             logger.exception("%s: fault in the collector itself", ticker)
-            return DeribitError("COLLECTOR_FAULT", "fault in the collector itself")
+            return DeribitError("COLLECTOR_FAULT", "fault in the collector itself", retry=ExchangeRetry.LATER)
 
-    outcomes = await asyncio.gather(*(attempt(ticker) for ticker in tickers))
-    errors = {t: o for t, o in zip(tickers, outcomes, strict=True) if isinstance(o, DeribitError)}
-    return [outcome for outcome in outcomes if not isinstance(outcome, DeribitError)], errors
+    names = {asyncio.create_task(attempt(ticker)): ticker for ticker in tickers}
+    pending = set(names)
+    try:
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            if pending:  # the others are close behind, as a rule: one insert for all
+                more, pending = await asyncio.wait(pending, timeout=_TOGETHER_SECONDS)
+                done |= more
+            outcomes = [(names[task], task.result()) for task in done]
+            errors = {ticker: outcome for ticker, outcome in outcomes if isinstance(outcome, DeribitError)}
+            yield [outcome for _, outcome in outcomes if not isinstance(outcome, DeribitError)], errors
+    finally:
+        for task in pending:
+            task.cancel()
 
 
 async def _with_retries(worker: Worker, attempt: Callable[[], Awaitable[T]], budget_seconds: float) -> T:
@@ -132,7 +176,7 @@ async def _with_retries(worker: Worker, attempt: Callable[[], Awaitable[T]], bud
     loop = asyncio.get_running_loop()
     deadline = loop.time() + budget_seconds
     # In a short slot there is no time for a first pause of a second.
-    pause = min(_FIRST_BACKOFF_SECONDS, budget_seconds / 4)
+    pause = min(_FIRST_BACKOFF_SECONDS, budget_seconds / 2)
     while True:
         try:
             async with asyncio.timeout_at(deadline), worker.requests:
@@ -142,7 +186,7 @@ async def _with_retries(worker: Worker, attempt: Callable[[], Awaitable[T]], bud
         except DeribitError as error:
             # Jitter, so that several tickers, or workers, do not come back in step.
             jittered = pause * random.uniform(0.75, 1.25)  # noqa: S311
-            if error.retry is ExchangeRetry.NEVER or loop.time() + jittered >= deadline:
+            if error.retry is not ExchangeRetry.BACKOFF or loop.time() + jittered >= deadline:
                 raise
         await asyncio.sleep(jittered)
         pause = min(pause * 2, _LONGEST_BACKOFF_SECONDS)
@@ -169,9 +213,9 @@ def _unstored(price: Price) -> MissedSlot:
     return MissedSlot(price.ticker, price.timestamp, GapReason.STORAGE_ERROR, "fetched, waits to be stored")
 
 
-def _slot(job_id: str) -> datetime:
+def _slot(job_id: str, interval: timedelta) -> datetime:
     """arq names a job of the schedule `cron:<name>:<ms of its time>`, however late it is enqueued or run again."""
-    return datetime.fromtimestamp(int(job_id.rpartition(":")[2]) // 1000, UTC)
+    return slot_of(from_microseconds(int(job_id.rpartition(":")[2]) * 1000), interval)
 
 
 def _stored_as(observation: Observation, timestamp: datetime, source: PriceSource) -> Price:
@@ -195,5 +239,6 @@ def _check_clock(observation: Observation, slot: datetime, interval: timedelta) 
         raise DeribitError(
             "CLOCK_OUTSIDE_SLOT",
             "the exchange's clock is outside the slot",
+            retry=ExchangeRetry.LATER,
             reason=GapReason.REJECTED_VALUE,
         )

@@ -12,6 +12,7 @@ from strawberry.types import ExecutionContext, ExecutionResult
 from server.errors import public_error
 from server.limits import CACHED_DOCUMENTS, DocumentLimits
 from server.scalars import SCALARS
+from server.schema.candles import CandleQuery
 from server.schema.coverage import CoverageQuery
 from server.schema.jobs import JobMutation, JobQuery
 from server.schema.prices import PriceQuery
@@ -19,7 +20,7 @@ from server.schema.tickers import TickerQuery
 
 
 @strawberry.type(description="What can be read.")
-class Query(PriceQuery, CoverageQuery, TickerQuery, JobQuery):
+class Query(PriceQuery, CandleQuery, CoverageQuery, TickerQuery, JobQuery):
     pass
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import strawberry
 
-from server.context import Info
+from server.context import Context, Info
 from server.scalars import BadInstant, instant
 from shared import prices
 from shared.errors import BadUserInput, PriceStale
@@ -43,6 +43,8 @@ class Price:
     testnet: bool = strawberry.field(description="Whether the exchange called itself a test network.")
 
 
+DEFAULT_LIMIT = 100
+
 Ticker = Annotated[str, strawberry.argument(description="An index name, in any case.")]
 Tickers = Annotated[list[str] | None, strawberry.argument(description="Index names, in any case; all by default.")]
 Limit = Annotated[int, strawberry.argument(description="How many at most, 1 to 10,000.")]
@@ -66,7 +68,7 @@ class PriceQuery:
         context = info.context
         if max_age_seconds is not None and max_age_seconds < 0:
             raise BadUserInput(f"maxAgeSeconds is {max_age_seconds}; accepted is 0 or more.")
-        price = await prices.select_latest_price(context.pool, context.ticker(ticker))
+        price = await prices.select_latest_price(context.pool, *latest_parameters(context, ticker))
         if price and max_age_seconds is not None:
             age = (datetime.now(UTC) - price.timestamp).total_seconds()
             if age > max_age_seconds:
@@ -78,7 +80,7 @@ class PriceQuery:
         description="The newest price of each ticker, those left out that have none yet.",
     )
     async def latest_prices(self, info: Info, tickers: Tickers = None) -> list[prices.Price]:
-        return await prices.select_latest_prices(info.context.pool, info.context.tickers(tickers))
+        return await prices.select_latest_prices(info.context.pool, *latest_prices_parameters(info.context, tickers))
 
     @strawberry.field(
         graphql_type=list[Price] | None,
@@ -88,17 +90,13 @@ class PriceQuery:
         self,
         info: Info,
         ticker: Ticker,
-        limit: Limit = 100,
+        limit: Limit = DEFAULT_LIMIT,
         before: Annotated[
             datetime | None, strawberry.argument(description="Only prices with an earlier timestamp.")
         ] = None,
     ) -> list[prices.Price]:
-        context = info.context
         return await prices.select_price_history(
-            context.pool,
-            context.ticker(ticker),
-            context.rows(limit),
-            None if before is None else instant(before, "before"),
+            info.context.pool, *history_parameters(info.context, ticker, limit, before)
         )
 
     @strawberry.field(
@@ -111,21 +109,44 @@ class PriceQuery:
         ticker: Ticker,
         from_dt: Annotated[datetime, strawberry.argument(description="The period's first instant.")],
         to_dt: Annotated[datetime, strawberry.argument(description="The period's last instant.")],
-        limit: Limit = 100,
+        limit: Limit = DEFAULT_LIMIT,
         after: Annotated[
             datetime | None, strawberry.argument(description="Only prices with a later timestamp.")
         ] = None,
     ) -> list[prices.Price]:
-        context = info.context
-        start, end = period(from_dt, to_dt)
         return await prices.select_prices_in_period(
-            context.pool,
-            context.ticker(ticker),
-            start,
-            end,
-            context.rows(limit),
-            None if after is None else instant(after, "after"),
+            info.context.pool, *period_parameters(info.context, ticker, from_dt, to_dt, limit, after)
         )
+
+
+# What the arguments mean to the statements of shared/prices.py, in the order of their parameters. Each raises the
+# errors that its field answers.
+
+
+def latest_parameters(context: Context, ticker: str) -> tuple[str]:
+    return (context.ticker(ticker),)
+
+
+def latest_prices_parameters(context: Context, tickers: list[str] | None = None) -> tuple[list[str]]:
+    return (context.tickers(tickers),)
+
+
+def history_parameters(
+    context: Context, ticker: str, limit: int = DEFAULT_LIMIT, before: datetime | BadInstant | None = None
+) -> tuple[str, datetime | None, int]:
+    return context.ticker(ticker), None if before is None else instant(before, "before"), context.rows(limit)
+
+
+def period_parameters(
+    context: Context,
+    ticker: str,
+    from_dt: datetime | BadInstant,
+    to_dt: datetime | BadInstant,
+    limit: int = DEFAULT_LIMIT,
+    after: datetime | BadInstant | None = None,
+) -> tuple[str, datetime, datetime, datetime | None, int]:
+    name, (start, end) = context.ticker(ticker), period(from_dt, to_dt)
+    return name, start, end, None if after is None else instant(after, "after"), context.rows(limit)
 
 
 def period(from_dt: datetime | BadInstant, to_dt: datetime | BadInstant) -> tuple[datetime, datetime]:

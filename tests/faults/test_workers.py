@@ -42,7 +42,7 @@ async def test_worker_killed_in_mid_fetch(slow_stack: Stack, report: Report) -> 
     recovered = await wait_until_whole(stack)
     history = await check_history(stack)
     report("worker kill -9 in mid-fetch", history, recovered)
-    assert history.missing == 0
+    assert history.missing == 0, stack.logs()
 
 
 async def test_worker_killed_between_fetch_and_insert(slow_stack: Stack, report: Report) -> None:
@@ -70,7 +70,7 @@ async def test_worker_killed_between_fetch_and_insert(slow_stack: Stack, report:
     recovered = await wait_until_whole(stack)
     history = await check_history(stack)
     report("worker kill -9 between fetch and insert", history, recovered)
-    assert history.missing == 0
+    assert history.missing == 0, stack.logs()
 
 
 async def test_worker_killed_right_after_insert(slow_stack: Stack, report: Report) -> None:
@@ -90,7 +90,7 @@ async def test_worker_killed_right_after_insert(slow_stack: Stack, report: Repor
     recovered = await wait_until_whole(stack)
     history = await check_history(stack)
     report("worker kill -9 right after insert", history, recovered)
-    assert history.missing == 0
+    assert history.missing == 0, stack.logs()
 
 
 async def test_worker_paused_across_three_slots_while_another_runs(stack: Stack, report: Report) -> None:
@@ -107,8 +107,7 @@ async def test_worker_paused_across_three_slots_while_another_runs(stack: Stack,
     report("worker SIGSTOP across 3 slots, another running", history, recovered)
     assert paused.poll() is None
     assert other.poll() is None
-    # A job that the paused worker had taken is lost to the other for half a minute; nothing else may be.
-    assert history.missing <= len(TICKERS)
+    assert history.missing == 0, stack.logs()
 
 
 async def test_slots_without_any_worker_are_healed_in_one_run(slow_stack: Stack, report: Report) -> None:
@@ -133,5 +132,5 @@ async def test_slots_without_any_worker_are_healed_in_one_run(slow_stack: Stack,
     await wait_until_whole(stack)
     history = await check_history(stack)
     report("no worker for 3 minutes", history, recovered)
-    assert history.missing == 0
+    assert history.missing == 0, stack.logs()
     assert history.healed >= len(TICKERS) * 28

@@ -54,7 +54,10 @@ class Api:
 @asynccontextmanager
 async def serve(settings: Settings) -> AsyncIterator[Api]:
     port = free_port()
-    config = uvicorn.Config(create_app(settings), host="127.0.0.1", port=port, log_config=None, ws="none")
+    # A connection that the server closes while idle would fail the test that uses it next.
+    config = uvicorn.Config(
+        create_app(settings), host="127.0.0.1", port=port, log_config=None, ws="none", timeout_keep_alive=60
+    )
     server = Server(config)
     serving = asyncio.create_task(server.serve())
     try:

@@ -114,8 +114,8 @@ async def test_the_estimated_delivery_price_is_never_taken() -> None:
         ("1" * 4000, "price is out of any plausible range"),
     ],
 )
-async def test_what_is_no_price_is_a_rejected_value_and_not_asked_for_again(text: str, detail: str) -> None:
-    assert await refusal(price_reply(text)) == ("BAD_PRICE", detail, Retry.NEVER, GapReason.REJECTED_VALUE)
+async def test_what_is_no_price_is_a_rejected_value_and_asked_for_once_more(text: str, detail: str) -> None:
+    assert await refusal(price_reply(text)) == ("BAD_PRICE", detail, Retry.LATER, GapReason.REJECTED_VALUE)
 
 
 @pytest.mark.parametrize("result", ["null", "[]", "82477.96", '"82477.96"', "{}", "true"])
@@ -157,7 +157,7 @@ async def test_a_clock_of_another_type_is_refused(name: str, clock: str) -> None
 @pytest.mark.parametrize("clock", [10**18, -(10**18), 10**4000])
 async def test_a_clock_beyond_all_years_is_a_rejected_value(clock: int) -> None:
     assert await refusal(reply(members=f'"usOut":{clock}')) == (
-        ("BAD_REPLY", "clock out of range", Retry.NEVER, GapReason.REJECTED_VALUE)
+        ("BAD_REPLY", "clock out of range", Retry.LATER, GapReason.REJECTED_VALUE)
     )
 
 

@@ -61,7 +61,6 @@ async def test_errors_that_pass_are_tried_again(code: int, message: str, status:
         (11050, "bad_request", 400),
         (10029, "not_owner_of_order", 400),
         (10030, "must_be_websocket_request", 400),
-        (11056, "unauthenticated_public_requests_temporarily_disabled", 503),
         (12005, "country_is_banned", 400),
         (13004, "invalid_credentials", 400),
         (13009, "unauthorized", 400),
@@ -72,9 +71,14 @@ async def test_errors_that_stay_are_not_tried_again(code: int, message: str, sta
     assert await refusal(error_reply(code, message), status) == exchange_error(f"RPC_{code}", message, Retry.NEVER)
 
 
+async def test_what_lasts_minutes_is_asked_for_once_more() -> None:
+    message = "unauthenticated_public_requests_temporarily_disabled"
+    assert await refusal(error_reply(11056, message), 503) == exchange_error("RPC_11056", message, Retry.LATER)
+
+
 async def test_maintenance_comes_without_jsonrpc_and_clock() -> None:
     body = '{"error":{"code":11051,"message":"system_maintenance"}}'
-    assert await refusal(body, 503) == exchange_error("RPC_11051", "system_maintenance", Retry.NEVER)
+    assert await refusal(body, 503) == exchange_error("RPC_11051", "system_maintenance", Retry.LATER)
 
 
 @pytest.mark.parametrize(

@@ -150,8 +150,12 @@ async def test_a_variable_that_is_refused_is_the_clients_input(
             ("maxAgeSeconds is -1; accepted is 0 or more.", "BAD_USER_INPUT"),
         ),
         (
-            'a: priceHistory(ticker: "x", before: 5) {price}',
-            ("An instant is a string.", "BAD_USER_INPUT"),
+            'a: priceHistory(ticker: "btc_usd", before: 5) {price}',
+            (
+                "before is '5'; accepted is an RFC 3339 instant with its offset, "
+                "such as 2026-01-31T08:00:00Z or 2026-01-31T09:00:00+01:00.",
+                "BAD_USER_INPUT",
+            ),
         ),
     ],
 )

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.coverage import MissingRun
 from shared.prices import Price, PriceSource
+from shared.schedules import MissingRun
 from tests.unit.replies import reply, settings_for
 from worker.context import Worker
 from worker.deribit import ChartPoint, create_http
@@ -33,50 +33,53 @@ def healed(slot: float, seconds: float, price: str = "1.5") -> Price:
     return Price("btc_usd", Decimal(price), at(slot), at(seconds), PriceSource.BACKFILLED, testnet=True)
 
 
-def match(slots: list[float], points: list[ChartPoint]) -> tuple[list[Price], list[datetime]]:
-    return match_chart("btc_usd", [(at(slot), MINUTE) for slot in slots], points)
+def run(first: float, slots: int, interval: timedelta = MINUTE) -> MissingRun:
+    return MissingRun(at(first), at(first) + slots * interval, interval)
+
+
+def match(missing: MissingRun, points: list[ChartPoint]) -> tuple[list[Price], list[MissingRun]]:
+    return match_chart("btc_usd", missing, points)
 
 
 def test_a_slot_takes_the_nearest_point() -> None:
     points = [point(0, "1"), point(50, "2"), point(65, "3"), point(120, "4")]
-    assert match([0, 60, 120], points) == ([healed(0, 0, "1"), healed(60, 65, "3"), healed(120, 120, "4")], [])
+    assert match(run(0, 3), points) == ([healed(0, 0, "1"), healed(60, 65, "3"), healed(120, 120, "4")], [])
 
 
 def test_of_two_points_as_near_the_earlier_is_taken() -> None:
-    assert match([60], [point(50, "1"), point(70, "2")]) == ([healed(60, 50, "1")], [])
+    assert match(run(60, 1), [point(50, "1"), point(70, "2")]) == ([healed(60, 50, "1")], [])
 
 
 def test_half_an_interval_is_near_enough_and_more_is_not() -> None:
-    assert match([60], [point(30), point(120)]) == ([healed(60, 30)], [])
-    assert match([60], [point(29.999), point(120)]) == ([], [at(60)])
+    assert match(run(60, 1), [point(30), point(120)]) == ([healed(60, 30)], [])
+    assert match(run(60, 1), [point(29.999), point(120)]) == ([], [run(60, 1)])
 
 
 def test_a_slot_beyond_the_charts_ends_may_still_be_answered() -> None:
-    assert match([0, 60, 180, 240], [point(61), point(119), point(170)]) == (
-        [healed(60, 61), healed(180, 170)],
+    assert match(run(0, 5), [point(61), point(119), point(170)]) == (
+        [healed(60, 61), healed(120, 119), healed(180, 170)],
         [],
     )
 
 
 @pytest.mark.parametrize("points", [[], [point(0)]])
 def test_a_chart_too_short_to_lie_around_a_slot_says_nothing_of_it(points: list[ChartPoint]) -> None:
-    assert match([-600, 600], points) == ([], [])
+    assert match(run(-600, 1), points) == match(run(600, 1), points) == ([], [])
 
 
-def test_one_point_may_answer_slots_of_two_grids() -> None:
-    slots = [(at(60), MINUTE), (at(60), timedelta(seconds=10)), (at(60), timedelta(seconds=4))]
-    assert match_chart("btc_usd", slots, [point(0), point(63), point(120)]) == (
-        [healed(60, 63), healed(60, 63)],
-        [at(60)],
+def test_holes_are_told_as_runs() -> None:
+    tens = timedelta(seconds=10)
+    assert match(run(0, 12, tens), [point(0), point(60), point(120)]) == (
+        [healed(0, 0), healed(60, 60)],
+        [run(10, 5, tens), run(70, 5, tens)],
     )
 
 
-def brute_force(
-    slots: list[tuple[datetime, timedelta]], points: list[ChartPoint]
-) -> tuple[list[Price], list[datetime]]:
-    filled, missing = [], []
-    for slot, interval in slots:
-        near = [p for p in points if abs(p.timestamp - slot) <= interval / 2]
+def brute_force(missing: MissingRun, points: list[ChartPoint]) -> tuple[list[Price], list[datetime]]:
+    filled, unanswered = [], []
+    slot = missing.first
+    while slot < missing.end:
+        near = [p for p in points if abs(p.timestamp - slot) <= missing.interval / 2]
         if near:
             distance = min(abs(p.timestamp - slot) for p in near)
             best = next(p for p in near if abs(p.timestamp - slot) == distance)
@@ -84,19 +87,29 @@ def brute_force(
                 Price("btc_usd", best.price, slot, best.timestamp, PriceSource.BACKFILLED, testnet=best.testnet)
             )
         elif any(p.timestamp < slot for p in points) and any(p.timestamp > slot for p in points):
-            missing.append(slot)
-    return filled, missing
+            unanswered.append(slot)
+        slot += missing.interval
+    return filled, unanswered
+
+
+def slots_of(runs: list[MissingRun]) -> list[datetime]:
+    return [one.first + n * one.interval for one in runs for n in range((one.end - one.first) // one.interval)]
 
 
 @given(
-    st.lists(st.tuples(st.integers(-5, 100), st.sampled_from((1, 2, 4, 10, 60)))),
+    st.integers(-5, 100),
+    st.integers(1, 60),
+    st.sampled_from((1, 2, 4, 10, 60)),
     st.sets(st.integers(-20, 400)),
 )
 @settings(max_examples=300)
-def test_matching_is_what_trying_every_point_would_find(slots: list[tuple[int, int]], quarters: set[int]) -> None:
+def test_matching_is_what_trying_every_point_would_find(
+    first: int, slots: int, interval: int, quarters: set[int]
+) -> None:
     points = [point(quarter / 4, str(100 + quarter)) for quarter in sorted(quarters)]
-    pairs = [(at(second), timedelta(seconds=interval)) for second, interval in slots]
-    assert match_chart("btc_usd", pairs, points) == brute_force(pairs, points)
+    missing = run(first, slots, timedelta(seconds=interval))
+    prices, holes = match(missing, points)
+    assert (prices, slots_of(holes)) == brute_force(missing, points)
 
 
 async def ranges_asked(*ages: timedelta) -> list[str]:

@@ -1,0 +1,76 @@
+"""Candles: prices summed up by the minute, the hour, the day."""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import Enum
+from typing import Annotated
+
+import strawberry
+
+from server.context import Info
+from server.schema.prices import Limit, Ticker, period
+from shared import candles as rollups
+
+
+@strawberry.enum(description="How long a candle is. All are aligned to UTC.")
+class CandleInterval(Enum):
+    ONE_MINUTE = strawberry.enum_value("ONE_MINUTE", description="From each full minute.")
+    FIVE_MINUTES = strawberry.enum_value("FIVE_MINUTES", description="From 00:00, 00:05, 00:10, …")
+    FIFTEEN_MINUTES = strawberry.enum_value("FIFTEEN_MINUTES", description="From 00:00, 00:15, 00:30, …")
+    ONE_HOUR = strawberry.enum_value("ONE_HOUR", description="From each full hour.")
+    FOUR_HOURS = strawberry.enum_value("FOUR_HOURS", description="From 00:00, 04:00, 08:00, …")
+    ONE_DAY = strawberry.enum_value("ONE_DAY", description="From midnight.")
+
+
+@strawberry.type(
+    description=(
+        "The prices with a timestamp in [start, start + interval). All of them count: scheduled, requested and "
+        "backfilled."
+    )
+)
+class Candle:
+    ticker: str = strawberry.field(description="The index name.")
+    start: datetime = strawberry.field(description="The candle's beginning; its end is exclusive.")
+    open: Decimal = strawberry.field(description="The first price.")
+    high: Decimal = strawberry.field(description="The highest price.")
+    low: Decimal = strawberry.field(description="The lowest price.")
+    close: Decimal = strawberry.field(description="The last price, so far where the candle has not ended.")
+    samples: int = strawberry.field(description="How many prices it is made of.")
+    complete: bool = strawberry.field(
+        description=(
+            "Whether it has ended and no slot of the schedule's grid in it is missing. False for one that begins "
+            "before the ticker was first scheduled: nothing was expected then."
+        )
+    )
+
+
+@strawberry.type
+class CandleQuery:
+    @strawberry.field(
+        graphql_type=list[Candle] | None,
+        description=(
+            "Oldest first, buckets aligned to UTC; `start` is the bucket's beginning, buckets are half-open. From the "
+            "bucket that contains fromDt to the one that contains toDt, each of them whole; those without prices are "
+            "left out. To page on, pass the last start plus the interval as fromDt."
+        ),
+    )
+    async def candles(
+        self,
+        info: Info,
+        ticker: Ticker,
+        interval: Annotated[CandleInterval, strawberry.argument(description="How long each candle is.")],
+        from_dt: Annotated[datetime, strawberry.argument(description="An instant in the first candle.")],
+        to_dt: Annotated[datetime, strawberry.argument(description="An instant in the last candle.")],
+        limit: Limit = 500,
+    ) -> list[rollups.Candle]:
+        context = info.context
+        start, end = period(from_dt, to_dt)
+        return await rollups.select_candles(
+            context.pool,
+            context.ticker(ticker),
+            rollups.CandleInterval[interval.name],
+            start,
+            end,
+            context.rows(limit),
+            datetime.now(UTC),
+        )

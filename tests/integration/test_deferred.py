@@ -1,0 +1,164 @@
+"""PostgreSQL away while a price is in hand: it waits in Redis, and is stored under its own slot."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from shared.db import Pool, create_pool, fetch
+from shared.deferred import defer, store_oldest_deferred
+from shared.embedded import free_port
+from shared.errors import StorageUnavailable
+from shared.fetch_jobs import FetchFailure, FetchStatus, enqueue_fetch_prices, select_fetch_job
+from shared.prices import PriceSource, insert_prices
+from shared.schedules import GapReason, MissedSlot
+from shared.settings import Settings
+from tests.integration.examples import MINUTE, example_price, select_all_missed_slots, select_all_prices
+from tests.integration.test_jobs import given_prices, job_of, running_slot
+from worker.__main__ import create_worker
+from worker.context import Worker
+from worker.healing import heal_gaps
+from worker.jobs import fetch_prices, store_deferred
+from worker.simulator import Simulator
+from worker.simulator_faults import Fault
+
+
+@pytest.fixture
+async def away(settings: Settings) -> AsyncIterator[Pool]:
+    """A pool whose PostgreSQL does not listen."""
+    url = f"postgresql://postgres:secret@127.0.0.1:{free_port()}/deribit"
+    async with await create_pool(settings.model_copy(update={"database_url": url}), name="tests") as pool:
+        yield pool
+
+
+@pytest.fixture
+def cut_off(worker: Worker, away: Pool) -> dict[str, Any]:
+    """The context of a worker that cannot reach PostgreSQL."""
+    return {"worker": replace(worker, pool=away), "job_try": 1}
+
+
+async def test_a_price_in_hand_waits_in_redis_and_is_stored_under_its_own_slot(
+    worker: Worker, simulator: Simulator, ctx: dict[str, Any], cut_off: dict[str, Any]
+) -> None:
+    slot = await running_slot(worker, seconds_left=4)
+    await fetch_prices(job_of(cut_off, slot))
+    assert await worker.redis.zcard("deferred") == 2
+    assert await select_all_prices(worker.pool) == []
+
+    assert await store_deferred(ctx) is True
+    stored = await select_all_prices(worker.pool)
+    assert stored == given_prices(simulator, slot)
+    assert [str(price.price) for price in stored] == [str(p.price) for p in given_prices(simulator, slot)]
+    assert {price.source for price in stored} == {PriceSource.SCHEDULED}
+    assert await worker.redis.zcard("deferred") == 0
+
+
+async def test_a_late_observation_takes_the_place_of_what_was_healed_meanwhile(
+    worker: Worker, simulator: Simulator, ctx: dict[str, Any], cut_off: dict[str, Any]
+) -> None:
+    slot = await running_slot(worker, seconds_left=4)
+    await fetch_prices(job_of(cut_off, slot))
+    healed = example_price(slot, "90000.1234", source=PriceSource.BACKFILLED, observed_at=slot)
+    await insert_prices(worker.pool, [healed])
+    assert await store_deferred(ctx) is True
+    assert await select_all_prices(worker.pool) == given_prices(simulator, slot)
+
+
+async def test_what_waits_leaves_redis_only_after_it_is_stored(
+    worker: Worker, simulator: Simulator, ctx: dict[str, Any], cut_off: dict[str, Any], away: Pool
+) -> None:
+    slot = await running_slot(worker, seconds_left=8)
+    await fetch_prices(job_of(cut_off, slot))
+    assert await store_deferred(cut_off) is False
+    with pytest.raises(StorageUnavailable):
+        await store_oldest_deferred(worker.redis, away)
+    await heal_gaps(cut_off)
+    assert await worker.redis.zcard("deferred") == 2
+    assert await store_oldest_deferred(worker.redis, worker.pool) == 2
+    assert await select_all_prices(worker.pool) == given_prices(simulator, slot)
+    assert await store_oldest_deferred(worker.redis, worker.pool) == 0
+
+
+async def test_a_reason_waits_beside_the_price(
+    worker: Worker, simulator: Simulator, ctx: dict[str, Any], cut_off: dict[str, Any]
+) -> None:
+    simulator.faults.put("eth_usd", Fault("nan", None, 0))
+    slot = await running_slot(worker, seconds_left=4)
+    await fetch_prices(job_of(cut_off, slot))
+    assert await store_deferred(ctx) is True
+    assert await select_all_prices(worker.pool) == given_prices(simulator, slot)
+    missed = MissedSlot("eth_usd", slot, GapReason.REJECTED_VALUE, "BAD_PRICE: price is not finite")
+    assert await select_all_missed_slots(worker.pool) == [missed]
+
+
+async def test_what_waits_is_stored_by_the_job_that_was_queued_for_it(
+    worker: Worker, simulator: Simulator, cut_off: dict[str, Any]
+) -> None:
+    slot = await running_slot(worker, seconds_left=8)
+    for _ in range(3):
+        await fetch_prices(job_of(cut_off, slot))
+    assert await worker.redis.zrange("arq:queue", 0, -1) == [b"store_deferred"]
+    assert await create_worker(worker, [], burst=True, handle_signals=False).run_check() == 1
+    stored = await select_all_prices(worker.pool)
+    assert [(price.ticker, price.timestamp) for price in stored] == [("btc_usd", slot), ("eth_usd", slot)]
+    given = {(one["ticker"], one["price"]) for one in simulator.given}
+    assert {(price.ticker, str(price.price)) for price in stored} <= given
+    assert await worker.redis.zcard("deferred") == 0
+
+
+async def test_of_several_late_observations_of_a_slot_the_first_is_stored(
+    worker: Worker, simulator: Simulator, ctx: dict[str, Any], cut_off: dict[str, Any]
+) -> None:
+    """As it is where PostgreSQL is there: a second run of a slot changes nothing."""
+    slot = await running_slot(worker, seconds_left=8)
+    await fetch_prices(job_of(cut_off, slot))
+    first = given_prices(simulator, slot)
+    simulator.given.clear()
+    await fetch_prices(job_of(cut_off, slot))
+    assert await store_deferred(ctx) is True
+    assert await select_all_prices(worker.pool) == first
+
+
+async def test_a_requested_fetch_says_that_its_price_is_not_stored_yet(
+    worker: Worker, simulator: Simulator, ctx: dict[str, Any], cut_off: dict[str, Any]
+) -> None:
+    job = await enqueue_fetch_prices(worker.redis, ["btc_usd"])
+    await fetch_prices(cut_off | {"job_id": job.id}, ["btc_usd"])
+    done = await select_fetch_job(worker.redis, job.id)
+    assert done is not None
+    message = "The price was fetched and will be stored when the storage is back."
+    assert (done.status, done.prices) == (FetchStatus.FAILED, [])
+    assert done.failures == [FetchFailure("btc_usd", "STORAGE_UNAVAILABLE", message)]
+
+    assert await store_deferred(ctx) is True
+    [stored] = await select_all_prices(worker.pool)
+    assert (str(stored.price), stored.source) == (simulator.given[0]["price"], PriceSource.REQUESTED)
+    assert stored.timestamp == stored.observed_at
+
+
+async def test_a_storage_that_refuses_prices_leaves_that_as_the_reason(
+    worker: Worker, simulator: Simulator, ctx: dict[str, Any]
+) -> None:
+    slot = await running_slot(worker, seconds_left=4)
+    await fetch(worker.pool, "alter table prices rename to prices_away")
+    try:
+        await fetch_prices(job_of(ctx, slot))
+    finally:
+        await fetch(worker.pool, "alter table prices_away rename to prices")
+    assert await select_all_missed_slots(worker.pool) == [
+        MissedSlot(ticker, slot, GapReason.STORAGE_ERROR, "fetched, waits to be stored")
+        for ticker in ("btc_usd", "eth_usd")
+    ]
+    assert await store_deferred(ctx) is True
+    assert await select_all_prices(worker.pool) == given_prices(simulator, slot)
+
+
+async def test_more_than_one_batch_is_stored_in_order(worker: Worker, ctx: dict[str, Any]) -> None:
+    slot = await running_slot(worker)
+    prices = [example_price(slot - MINUTE * n, f"{90_000 + n}.10") for n in range(1, 1101)]
+    await defer(worker.redis, prices, [])
+    assert await store_oldest_deferred(worker.redis, worker.pool) == 500
+    assert await select_all_prices(worker.pool) == prices[:599:-1]
+    assert await store_deferred(ctx) is True
+    assert await select_all_prices(worker.pool) == prices[::-1]
