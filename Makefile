@@ -37,7 +37,7 @@ demo: .venv/installed
 
 # The faults' tests mostly wait, so three run at a time, after the others have had the machine to themselves.
 test: .venv/installed
-	@$(BIN)/python -m pytest -n 2 tests/unit tests/integration
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/integration
 	@$(BIN)/python -m pytest -n 3 tests/faults
 
 faults: .venv/installed
