@@ -7,7 +7,7 @@ root field.
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -77,10 +77,15 @@ class Root:
     node: FieldNode
     definition: GraphQLField
     read: Read
+    constants: dict[str, Any] | None
+    "The arguments' values, where the operation has no variables that could change them."
 
     def parameters(self, context: Context, variables: VariableValues | None) -> tuple[object, ...]:
+        return self.read.parameters(context, **(self.constants or self.values(variables)))
+
+    def values(self, variables: VariableValues | None) -> dict[str, Any]:
         values = get_argument_values(self.definition, self.node, variables)
-        return self.read.parameters(context, **{_snake_case(name): value for name, value in values.items()})
+        return {_snake_case(name): value for name, value in values.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +150,8 @@ class Planner:
             read = READS[name]
             if any(argument.name.value == "maxAgeSeconds" for argument in nodes[0].arguments or ()):
                 raise Unplanned
-            roots.append(Root(key, nodes[0], self._query_fields[name], read))
+            root = Root(key, nodes[0], self._query_fields[name], read, None)
+            roots.append(root if operation.variable_definitions else replace(root, constants=root.values(None)))
             nothing[key] = None
             row = _write_row(_collect((node.selection_set for node in nodes), fragments))
             base, first = _shift_parameters(read.statement, first)

@@ -17,7 +17,7 @@ Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 DEADLINE_SECONDS = 1.7
 "A client is promised an answer within 2 s when PostgreSQL is away or hangs; the rest is for the answer itself."
 
-_ACQUIRE_SECONDS = 1.0
+_CONNECT_SECONDS = 1.0
 
 _AWAY = (
     OSError,
@@ -43,7 +43,7 @@ async def create_pool(settings: Settings, *, name: str, size: int = 10) -> Pool:
         settings.database_url,
         min_size=0,
         max_size=size,
-        timeout=_ACQUIRE_SECONDS,
+        timeout=_CONNECT_SECONDS,
         reset=_keep,
         statement_cache_size=300,
         server_settings={
@@ -65,7 +65,7 @@ async def fetch(pool: Pool, sql: str, *arguments: object, timeout: float = DEADL
     """Run one statement, answer its rows. Raises `StorageUnavailable` after `timeout` seconds or without PostgreSQL."""
     try:
         async with asyncio.timeout(timeout):
-            connection = await pool.acquire(timeout=min(timeout, _ACQUIRE_SECONDS))
+            connection = await pool.acquire()
             try:
                 return await connection.fetch(sql, *arguments)
             except (TimeoutError, asyncio.CancelledError):
