@@ -221,7 +221,7 @@ class SingleConnection:
     def __init__(self, connection: object) -> None:
         self.connection = connection
 
-    async def acquire(self, *, timeout: float) -> object:
+    async def acquire(self) -> object:
         return self.connection
 
     async def release(self, connection: object) -> None:
