@@ -62,7 +62,7 @@ def create_app(settings: Settings) -> Starlette:
 
 
 async def sdl(_: Request) -> Response:
-    return PlainTextResponse(schema.as_str())
+    return PlainTextResponse(schema.as_str() + "\n")
 
 
 async def home(_: Request) -> Response:

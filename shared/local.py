@@ -53,6 +53,7 @@ class Stack:
         if is_demo:
             ours["deribit_base_url"] = f"http://127.0.0.1:{self._simulator_port}/api/v2"
         self._settings = load_settings(**ours)
+        self._settings.require_guarded_mutations()  # the API would refuse, and be started again and again
         self._ignored = [name.upper() for name in ours if is_demo and getattr(given, name)]
         self._env = {name.upper(): value for name, value in ours.items()}
         self._folder = Path(self._settings.data_dir) / ("demo" if is_demo else "live")
@@ -182,6 +183,7 @@ def main() -> int:
     except EmbeddedError as error:
         print(error, file=sys.stderr)
         return 1
+    say("Stopped; the data stays for the next start")
     return 0
 
 

@@ -110,12 +110,19 @@ async def _apply(connection: "asyncpg.Connection[asyncpg.Record]", migration: Mi
 async def _migrate_when_reachable(dsn: str) -> list[str]:
     """As `migrate`, but waits for a server that is still starting."""
     deadline = asyncio.get_running_loop().time() + _WAIT_FOR_DATABASE_SECONDS
+    is_told = False
     while True:
         try:
             return await migrate(dsn)
         except (OSError, TimeoutError, asyncpg.CannotConnectNowError) as error:
             if asyncio.get_running_loop().time() > deadline:
                 raise MigrationError(f"PostgreSQL cannot be reached: {describe(error)}") from error
+            if not is_told:
+                print(
+                    f"migrate: waiting up to {_WAIT_FOR_DATABASE_SECONDS} s for PostgreSQL: {describe(error)}",
+                    flush=True,
+                )
+                is_told = True
             await asyncio.sleep(0.2)
 
 

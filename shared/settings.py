@@ -25,6 +25,7 @@ _ACCEPTED = {
     "PORT": "a port number from 1 to 65535",
     "API_TOKEN": "at least 8 printable ASCII characters without spaces",
     "ALLOW_ANONYMOUS_MUTATIONS": "1 or 0",
+    "CORS_ORIGINS": "comma-separated origins such as https://example.com, or * for all",
     "LOG_LEVEL": "debug, info, warning or error",
     "LOG_FORMAT": "console or json",
 }
@@ -101,7 +102,10 @@ class Settings(BaseSettings):
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _cors_origins(cls, value: Any) -> Any:
-        return _split(value)
+        origins = _split(value)
+        if any(not re.fullmatch(r"\*|https?://[^/\s]+", origin) for origin in origins):
+            raise ValueError("not an origin")
+        return origins
 
     @field_validator("log_level", "log_format", mode="before")
     @classmethod

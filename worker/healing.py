@@ -104,7 +104,10 @@ async def _fill(
         for start in range(0, len(prices), _BATCH):
             batch = prices[start : start + _BATCH]
             await insert_prices(worker.pool, batch)
-            logger.info("%s: %d of %d slots healed, %s chart", ticker, start + len(batch), len(prices), chart_range)
+            done = start + len(batch)
+            logger.info(
+                "%s: %d slots healed from the %s chart, %d to go", ticker, done, chart_range, len(prices) - done
+            )
         filled += [price.timestamp for price in prices]
         unanswered += [run for _, in_vain in matched for run in in_vain]
     return filled, unanswered

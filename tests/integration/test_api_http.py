@@ -129,7 +129,7 @@ async def test_the_other_pages(api: Api) -> None:
     live = await api.send("GET", "/livez")
     assert (live.status_code, live.text) == (200, "ok\n")
     sdl = await api.send("GET", "/schema.graphql")
-    assert (sdl.status_code, sdl.text) == (200, schema.as_str())
+    assert (sdl.status_code, sdl.text) == (200, schema.as_str() + "\n")
     assert "type Query {" in sdl.text
     home = await api.send("GET", "/")
     assert (home.status_code, home.headers["location"]) == (307, "/graphql")
