@@ -29,7 +29,7 @@ from graphql.execution.values import VariableValues
 from strawberry.schema.schema import validate_document
 
 from server.context import Context
-from server.limits import load_document
+from server.limits import MAX_LENGTH, load_document
 from server.schema import Schema
 from server.schema.prices import history_parameters, latest_parameters, latest_prices_parameters, period_parameters
 from shared import prices
@@ -102,6 +102,15 @@ class Planner:
         self._schema = schema._schema
         self._query_fields = self._schema.get_type("Query").fields  # type: ignore[union-attr]
         self.plan = lru_cache(maxsize=CACHED_PLANS)(self._plan)
+
+    def plan_for(self, query: str, operation_name: str | None) -> Plan:
+        """Raises `Unplanned`. What is too long for a document is not looked at, for plans are cached by their text."""
+        if len(query) > MAX_LENGTH or len(operation_name or "") > MAX_LENGTH:
+            raise Unplanned
+        plan = self.plan(query, operation_name)
+        if plan is None:
+            raise Unplanned
+        return plan
 
     def parameters(self, plan: Plan, context: Context, variables: Mapping[str, Any] | None) -> list[object]:
         """The statement's parameters. Raises `Unplanned` where a resolver, or GraphQL, would refuse an argument."""

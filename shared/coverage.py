@@ -6,7 +6,7 @@ from datetime import datetime
 from shared.db import Pool, fetch, fetch_row
 from shared.schedules import GapReason, MissingRun
 
-COVERAGE_DEADLINE_SECONDS = 10.0
+COVERAGE_DEADLINE_SECONDS = 5.0
 "A year of one-second slots is many rows to count; the answer is worth more than two seconds."
 
 

@@ -17,6 +17,11 @@ Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 DEADLINE_SECONDS = 1.7
 "A client is promised an answer within 2 s when PostgreSQL is away or hangs; the rest is for the answer itself."
 
+STATEMENT_SECONDS = 6
+"Just over the longest deadline that any statement is given."
+
+WRITE_SECONDS = 5.0
+LOCK_SECONDS = 2
 _CONNECT_SECONDS = 1.0
 
 _AWAY = (
@@ -29,6 +34,7 @@ _AWAY = (
     asyncpg.ReadOnlySQLTransactionError,  # a standby that was not promoted yet
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
+    asyncpg.LockNotAvailableError,
     asyncpg.UndefinedTableError,  # not migrated yet
     asyncpg.PostgresSystemError,
 )
@@ -52,6 +58,9 @@ async def create_pool(settings: Settings, *, name: str, size: int = 10) -> Pool:
             # A LIMIT that is a parameter would otherwise be planned anew on every call.
             "plan_cache_mode": "force_generic_plan",
             "jit": "off",
+            # What a client has stopped waiting for must not run on: cancelled here, PostgreSQL would never know.
+            "statement_timeout": str(STATEMENT_SECONDS * 1000),
+            "lock_timeout": str(LOCK_SECONDS * 1000),
         },
     )
     return pool
@@ -82,6 +91,17 @@ async def fetch(pool: Pool, sql: str, *arguments: object, timeout: float = DEADL
             "The price storage is unavailable; try again shortly.",
             is_answered=isinstance(error, asyncpg.PostgresError),
         ) from error
+
+
+async def write(pool: Pool, sql: str, *arguments: object, timeout: float) -> list[asyncpg.Record]:
+    """As `fetch`. Only what PostgreSQL has against the values themselves is an error of theirs; else it is away."""
+    try:
+        return await fetch(pool, sql, *arguments, timeout=timeout)
+    except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError):
+        raise
+    except asyncpg.PostgresError as error:  # a right that was taken away, a trigger that fails, a broken index …
+        logger.exception("PostgreSQL cannot store")
+        raise StorageUnavailable("The price storage does not take prices.", is_answered=True) from error
 
 
 def describe(error: BaseException) -> str:

@@ -21,13 +21,18 @@ from shared.schedules import GapReason, MissedSlot, insert_missed_slots
 
 logger = logging.getLogger(__name__)
 
+_REFUSALS = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+
 _KEY = "deferred"
 _BATCH = 500
 _FIRST_ATTEMPT_SECONDS = 1.0
 
 
 async def defer(redis: ArqRedis, prices: Sequence[Price], missed: Sequence[MissedSlot]) -> None:
-    """Keep these until PostgreSQL is back, and see to it that somebody looks."""
+    """Keep these until PostgreSQL is back, and see to it that somebody looks.
+
+    What comes just as that job ends is found by the next healing run, within a minute.
+    """
     entries = {json.dumps({"price": dump_price(p)}, sort_keys=True): p.timestamp.timestamp() for p in prices}
     entries |= {json.dumps({"missed": _dump_missed(m)}, sort_keys=True): m.slot.timestamp() for m in missed}
     if entries:
@@ -43,7 +48,7 @@ async def store_oldest_deferred(redis: ArqRedis, pool: Pool) -> int:
     missed = [_load_missed(record["missed"]) for record in records if "missed" in record]
     try:
         await insert_prices(pool, prices)
-    except asyncpg.PostgresError:  # it refuses one of them, which must not hold up the others for ever
+    except _REFUSALS:  # of one of them, which must not hold up the others for ever
         missed += [_refused(price) for price in prices if not await _is_stored(pool, price)]
     await insert_missed_slots(pool, missed)
     if entries:
@@ -54,7 +59,7 @@ async def store_oldest_deferred(redis: ArqRedis, pool: Pool) -> int:
 async def _is_stored(pool: Pool, price: Price) -> bool:
     try:
         await insert_prices(pool, [price])
-    except asyncpg.PostgresError:
+    except _REFUSALS:
         logger.exception("PostgreSQL refuses %s", price)
         return False
     return True

@@ -9,7 +9,7 @@ from typing import Any
 
 import asyncpg
 
-from shared.db import Pool, columns, fetch, fetch_row
+from shared.db import WRITE_SECONDS, Pool, columns, fetch, fetch_row, write
 
 
 class PriceSource(StrEnum):
@@ -127,7 +127,7 @@ async def select_prices_in_period(
     return [_price(row) for row in await fetch(pool, PRICES_IN_PERIOD, ticker, from_dt, to_dt, after, limit)]
 
 
-async def insert_prices(pool: Pool, prices: Iterable[Price], *, timeout: float = 10.0) -> list[Price]:
+async def insert_prices(pool: Pool, prices: Iterable[Price], *, timeout: float = WRITE_SECONDS) -> list[Price]:
     """Store prices in one statement; answers those that were new.
 
     Safe to repeat: a row that is there stays as it is, with one exception. An observation takes the place of a chart
@@ -154,7 +154,7 @@ async def insert_prices(pool: Pool, prices: Iterable[Price], *, timeout: float =
     for price in sorted(prices, key=lambda p: (p.source is PriceSource.BACKFILLED, p.observed_at)):
         unique.setdefault((price.ticker, price.timestamp), price)
     rows = [(p.ticker, p.price, p.timestamp, p.observed_at, p.source.value, p.testnet) for p in unique.values()]
-    return [_price(row) for row in await fetch(pool, sql, *columns(rows, 6), timeout=timeout)] if rows else []
+    return [_price(row) for row in await write(pool, sql, *columns(rows, 6), timeout=timeout)] if rows else []
 
 
 def dump_price(price: Price) -> dict[str, Any]:

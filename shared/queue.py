@@ -1,4 +1,4 @@
-"""Redis: the job queue (arq), and the few keys of ours beside it. The only module of `shared` that knows arq.
+"""Redis: the job queue (arq), and the few keys of ours beside it. `fetch_jobs` and `deferred` keep theirs themselves.
 
 Jobs are JSON on both sides: with arq's pickle, whoever can write to Redis could run code here.
 """
@@ -6,6 +6,7 @@ Jobs are JSON on both sides: with arq's pickle, whoever can write to Redis could
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -35,6 +36,8 @@ DEADLINE_SECONDS = 1.7
 "A client is promised an answer within 2 s when Redis is away or hangs."
 
 _WORKERS = "workers"
+LIVE_WORKER_SECONDS = 15.0
+_FORGET_WORKER_SECONDS = 3600
 
 
 def serialize(job: dict[str, Any]) -> bytes:
@@ -101,17 +104,20 @@ async def select_slot_result(redis: ArqRedis, slot: datetime) -> list[str] | Non
     return result.result if result and result.success else None
 
 
-async def add_worker(redis: ArqRedis, health_key: str) -> None:
-    await redis.execute_command("SADD", _WORKERS, health_key)
+async def report_worker(redis: ArqRedis, name: str) -> None:
+    """A worker's sign of life, given every few seconds; those that have been silent for long are forgotten."""
+    now = time.time()
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.zadd(_WORKERS, {name: now})
+        pipe.zremrangebyscore(_WORKERS, "-inf", now - _FORGET_WORKER_SECONDS)
+        await pipe.execute()
+
+
+async def forget_worker(redis: ArqRedis, name: str) -> None:
+    await redis.zrem(_WORKERS, name)
 
 
 async def select_live_workers(redis: ArqRedis) -> list[str]:
-    """The health keys that a worker has renewed within the last seconds; those of workers that died are forgotten."""
-    keys = sorted(key.decode() for key in await redis.execute_command("SMEMBERS", _WORKERS))
-    if not keys:
-        return []
-    alive = await redis.mget(keys)
-    dead = [key for key, value in zip(keys, alive, strict=True) if value is None]
-    if dead:
-        await redis.execute_command("SREM", _WORKERS, *dead)
-    return [key for key in keys if key not in dead]
+    """The workers that have reported lately."""
+    names = await redis.zrangebyscore(_WORKERS, time.time() - LIVE_WORKER_SECONDS, "+inf")
+    return [name.decode() for name in names]

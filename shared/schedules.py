@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from shared.db import Pool, columns, fetch
+from shared.db import WRITE_SECONDS, Pool, columns, fetch, write
 
 
 class GapReason(StrEnum):
@@ -73,6 +73,20 @@ async def insert_schedules(pool: Pool, tickers: Sequence[str], since: datetime, 
         set interval_seconds = excluded.interval_seconds
     """
     await fetch(pool, sql, list(tickers), since, int(interval.total_seconds()))
+    # Two workers that start together may both have found no schedule; each has committed its own by now.
+    repeated = """
+        delete from schedules
+        where ticker = any($1::text[])
+          and interval_seconds = (
+              select interval_seconds
+              from schedules as before
+              where before.ticker = schedules.ticker
+                and before.since < schedules.since
+              order by before.since desc
+              limit 1
+          )
+    """
+    await fetch(pool, repeated, list(tickers))
 
 
 async def select_first_fills(pool: Pool, tickers: Sequence[str]) -> dict[str, tuple[datetime, timedelta]]:
@@ -100,7 +114,7 @@ async def finish_first_fill(pool: Pool, ticker: str, since: datetime, complete_f
     await fetch(pool, sql, ticker, since, complete_from)
 
 
-async def insert_missed_slots(pool: Pool, missed: Iterable[MissedSlot], *, timeout: float = 10.0) -> None:
+async def insert_missed_slots(pool: Pool, missed: Iterable[MissedSlot], *, timeout: float = WRITE_SECONDS) -> None:
     """Write down why slots are missing; the first reason stands."""
     sql = """
         insert into missed_slots (ticker, slot, reason, detail)
@@ -111,10 +125,12 @@ async def insert_missed_slots(pool: Pool, missed: Iterable[MissedSlot], *, timeo
     """
     rows = [(m.ticker, m.slot, m.reason.value, m.detail) for m in missed]
     if rows:
-        await fetch(pool, sql, *columns(rows, 4), timeout=timeout)
+        await write(pool, sql, *columns(rows, 4), timeout=timeout)
 
 
-async def insert_unanswered(pool: Pool, ticker: str, runs: Iterable[MissingRun], *, timeout: float = 10.0) -> None:
+async def insert_unanswered(
+    pool: Pool, ticker: str, runs: Iterable[MissingRun], *, timeout: float = WRITE_SECONDS
+) -> None:
     """Write down that the chart had nothing for these slots, so that it is not asked again; a reason stays."""
     sql = """
         insert into missed_slots (ticker, slot, reason, unanswered)
@@ -128,4 +144,4 @@ async def insert_unanswered(pool: Pool, ticker: str, runs: Iterable[MissingRun],
     """
     rows = [(run.first, run.end, run.interval) for run in runs]
     if rows:
-        await fetch(pool, sql, ticker, *columns(rows, 3), timeout=timeout)
+        await write(pool, sql, ticker, *columns(rows, 3), timeout=WRITE_SECONDS)

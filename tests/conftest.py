@@ -102,7 +102,7 @@ def simulator(exchange: Starlette) -> Simulator:
 @pytest.fixture
 async def worker(settings: Settings, pool: Pool, redis: ArqRedis, exchange: Starlette) -> AsyncIterator[Worker]:
     async with create_http(settings, httpx.ASGITransport(exchange)) as http:
-        yield Worker(settings, pool, redis, http, health_key="worker:tests:1")
+        yield Worker(settings, pool, redis, http, name="tests:1")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 from dataclasses import dataclass
@@ -15,16 +16,17 @@ from arq.cron import CronJob, cron
 from arq.worker import func
 from redis.exceptions import RedisError
 
-from shared.db import create_pool
+from shared.db import create_pool, describe
 from shared.errors import QueueUnavailable
 from shared.grid import slot_of
 from shared.log import configure_logging
 from shared.queue import (
     FETCH_PRICES,
     STORE_DEFERRED,
-    add_worker,
     deserialize,
+    forget_worker,
     open_redis,
+    report_worker,
     select_live_workers,
     serialize,
     within_deadline,
@@ -45,9 +47,10 @@ KEEP_SLOT_SECONDS = 3600
 "A worker that was paused for less finds that its slot has been run."
 
 POLL_SECONDS = 0.05
-HEALTH_SECONDS = 5
-HEAL_AT_SECOND = 40
-"Between the slots of a minute, when the attempts at the last one are over."
+REPORT_SECONDS = 5
+HEAL_EVERY = timedelta(minutes=1)
+HEAL_AT = timedelta(seconds=45)
+"Between the slots of a minute, when the attempts at the last one, and the second look, are over."
 
 RECONNECT_SECONDS = 1.0
 REDIS_RETRIES = 10
@@ -77,15 +80,8 @@ def cron_jobs(worker: Worker) -> list[CronJob]:
     again = GridCron(
         **vars(second) | {"interval": worker.interval, "offset": half, "next_run": worker.first_slot + half}
     )
-    heal = cron(
-        heal_gaps,
-        second=HEAL_AT_SECOND,
-        microsecond=0,
-        run_at_startup=True,
-        max_tries=1,  # the next minute's run is the retry
-        timeout=JOB_SECONDS,
-        keep_result=KEEP_SLOT_SECONDS,
-    )
+    third = cron(heal_gaps, run_at_startup=True, max_tries=1, timeout=JOB_SECONDS, keep_result=KEEP_SLOT_SECONDS)
+    heal = GridCron(**vars(third) | {"interval": HEAL_EVERY, "offset": HEAL_AT})
     return [slots, again, heal]
 
 
@@ -106,50 +102,68 @@ def create_worker(worker: Worker, jobs: list[CronJob], **options: Any) -> arq.Wo
         max_jobs=20,
         poll_delay=POLL_SECONDS,
         job_completion_wait=JOB_SECONDS,
-        health_check_interval=HEALTH_SECONDS,
-        health_check_key=worker.health_key,
+        health_check_key=f"arq:health:{worker.name}",
         **options,
     )
 
 
 async def run(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT, then finish what runs. Losing Redis or PostgreSQL ends nothing."""
-    stopping = asyncio.Event()
-
     async with (
         await create_pool(settings, name="worker", size=4) as pool,
         open_redis(settings, retries=REDIS_RETRIES, timeout=REDIS_SECONDS) as redis,
         create_http(settings) as http,
     ):
-        worker = Worker(settings, pool, redis, http, health_key=f"worker:{socket.gethostname()}:{os.getpid()}")
-        jobs = cron_jobs(worker)
-        left_behind: list[asyncio.Task[Any]] = []
+        worker = Worker(settings, pool, redis, http, name=f"{socket.gethostname()}:{os.getpid()}")
         logger.info("collecting %s every %d s", ", ".join(settings.tickers), settings.fetch_interval_seconds)
-        while not stopping.is_set():
-            arq_worker = create_worker(worker, jobs)
-            arq_worker.on_stop = lambda _: stopping.set()
-            try:
-                await add_worker(redis, worker.health_key)
-                await arq_worker.async_run()
-            except asyncio.CancelledError:
-                break
-            except (RedisError, OSError) as error:
-                # A new arq worker, because one that failed in the middle of taking a job never gives the place back.
-                logger.warning("queue is away: %s: %s", type(error).__name__, error)
-                left_behind += arq_worker.tasks.values()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stopping.wait(), RECONNECT_SECONDS)
-        await asyncio.gather(*left_behind, return_exceptions=True)
+        reporting = asyncio.create_task(_report(worker))
+        await _work(worker)
+        reporting.cancel()
         with contextlib.suppress(RedisError, OSError):
-            await redis.delete(worker.health_key)
+            await forget_worker(redis, worker.name)
     logger.info("stopped")
+
+
+async def _work(worker: Worker) -> None:
+    stopping = asyncio.Event()
+    jobs = cron_jobs(worker)
+    left_behind: set[asyncio.Task[Any]] = set()
+    current: arq.Worker | None = None
+
+    def stop(number: signal.Signals) -> None:
+        stopping.set()
+        if current is not None:
+            current.handle_sig_wait_for_completion(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    while not stopping.is_set():
+        # A new arq worker each time: one that failed in the middle of taking a job never gives its place back.
+        current = create_worker(worker, jobs, handle_signals=False)
+        try:
+            await current.async_run()
+        except asyncio.CancelledError:
+            break
+        except (RedisError, OSError) as error:
+            logger.warning("queue is away: %s", describe(error))
+            left_behind = {task for task in (*left_behind, *current.tasks.values()) if not task.done()}
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), RECONNECT_SECONDS)
+    await asyncio.gather(*left_behind, return_exceptions=True)
+
+
+async def _report(worker: Worker) -> None:
+    while True:
+        with contextlib.suppress(RedisError, OSError):
+            await report_worker(worker.redis, worker.name)
+        await asyncio.sleep(REPORT_SECONDS)
 
 
 async def is_healthy(settings: Settings) -> bool:
     """Whether a worker of this host has renewed its health within the last seconds."""
     async with open_redis(settings, retries=0) as redis:
         workers = await within_deadline(select_live_workers(redis))
-    return any(key.split(":")[1] == socket.gethostname() for key in workers)
+    return any(name.rpartition(":")[0] == socket.gethostname() for name in workers)
 
 
 def main() -> int:

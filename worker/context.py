@@ -21,7 +21,8 @@ class Worker:
     pool: Pool
     redis: ArqRedis
     http: httpx.AsyncClient
-    health_key: str
+    name: str
+    "Host and process."
     requests: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENCY))
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     has_schedule: bool = False

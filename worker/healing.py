@@ -6,6 +6,7 @@ the chart cannot answer stays missing, and is not asked about again.
 
 import asyncio
 import logging
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,7 +15,6 @@ from shared.coverage import select_missing_runs
 from shared.errors import StorageUnavailable
 from shared.grid import slot_of
 from shared.prices import Price, PriceSource, insert_prices
-from shared.queue import add_worker
 from shared.schedules import MissingRun, finish_first_fill, insert_unanswered, select_first_fills
 from worker.context import Worker, worker_of
 from worker.deribit import ChartPoint, get_index_chart
@@ -48,10 +48,14 @@ async def heal_gaps(ctx: dict[str, Any]) -> None:
 
     async def heal(ticker: str, first_fill: FirstFill | None) -> None:
         async with healing:
-            await _heal(worker, ticker, first_fill)
+            try:
+                await _heal(worker, ticker, first_fill)
+            except DeribitError as error:
+                logger.warning("%s: the chart cannot be read, healing waits: %s", ticker, error)
+            except StorageUnavailable:
+                logger.warning("%s: storage is away, healing waits", ticker)
 
     try:
-        await add_worker(worker.redis, worker.health_key)
         await worker.note_schedule()
         # What was fetched comes before what the chart says of the same slots.
         if not await store_deferred(ctx):
@@ -65,14 +69,12 @@ async def heal_gaps(ctx: dict[str, Any]) -> None:
 async def _heal(worker: Worker, ticker: str, first_fill: FirstFill | None) -> None:
     now = datetime.now(UTC)
     oldest = now - timedelta(hours=worker.settings.heal_lookback_hours)
-    try:
-        if first_fill is not None:
-            await _fill_past(worker, ticker, oldest, *first_fill)
-        runs = await select_missing_runs(worker.pool, ticker, oldest, now, now)
-        _, unanswered = await _fill(worker, ticker, runs, now)
-    except DeribitError as error:
-        logger.warning("%s: the chart cannot be read, healing waits: %s", ticker, error)
+    if first_fill is not None:
+        # Whatever it leaves open, the next run sees: each chart is asked for once a run.
+        await _fill_past(worker, ticker, oldest, *first_fill)
         return
+    runs = await select_missing_runs(worker.pool, ticker, oldest, now, now)
+    _, unanswered = await _fill(worker, ticker, runs, now)
     await insert_unanswered(worker.pool, ticker, unanswered)
 
 
@@ -129,7 +131,10 @@ def match_chart(ticker: str, run: MissingRun, points: Sequence[ChartPoint]) -> t
     seconds.
     """
     nearest: dict[datetime, ChartPoint] = {}
-    for point in points:
+    reach = run.interval / 2
+    low = bisect_left(points, run.first - reach, key=_time)
+    high = bisect_right(points, run.end + reach, key=_time)
+    for point in points[low:high]:
         below = run.first + (point.timestamp - run.first) // run.interval * run.interval
         for slot in (below, below + run.interval):
             distance = abs(point.timestamp - slot)
@@ -153,3 +158,7 @@ def match_chart(ticker: str, run: MissingRun, points: Sequence[ChartPoint]) -> t
                 holes.append(MissingRun(first, slot, run.interval))
             first = slot + run.interval
     return prices, holes
+
+
+def _time(point: ChartPoint) -> datetime:
+    return point.timestamp

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import arq
+import asyncpg
 
 from shared.deferred import defer, store_oldest_deferred
 from shared.errors import StorageUnavailable
@@ -182,7 +183,7 @@ async def _with_retries(worker: Worker, attempt: Callable[[], Awaitable[T]], bud
             async with asyncio.timeout_at(deadline), worker.requests:
                 return await attempt()
         except TimeoutError as error:
-            raise DeribitError("TIMEOUT", "no answer in time") from error
+            raise DeribitError("TIMEOUT", "no answer in time", retry=ExchangeRetry.LATER) from error
         except DeribitError as error:
             # Jitter, so that several tickers, or workers, do not come back in step.
             jittered = pause * random.uniform(0.75, 1.25)  # noqa: S311
@@ -198,10 +199,10 @@ async def _store(worker: Worker, prices: Sequence[Price], missed: Sequence[Misse
         await worker.note_schedule()
         await insert_prices(worker.pool, prices, timeout=_STORE_SECONDS)
         await insert_missed_slots(worker.pool, missed, timeout=_STORE_SECONDS)
-    except StorageUnavailable as error:
-        logger.warning("storage is away, %d prices put aside", len(prices))
+    except (StorageUnavailable, asyncpg.PostgresError) as error:
+        logger.warning("not stored, %d prices put aside: %s", len(prices), error)
         await defer(worker.redis, prices, missed)
-        if error.is_answered:
+        if not isinstance(error, StorageUnavailable) or error.is_answered:
             # PostgreSQL is there but does not take prices (a full disk): until it does, the history can say so.
             with contextlib.suppress(StorageUnavailable):
                 await insert_missed_slots(worker.pool, [_unstored(price) for price in prices], timeout=_STORE_SECONDS)

@@ -105,7 +105,7 @@ create function lock_candles() returns trigger
 language plpgsql
 as $$
 begin
-    perform pg_advisory_xact_lock(1667329140, 1);  -- "cand": any number that no other program on this database uses
+    perform pg_advisory_xact_lock(1667329636, 1);  -- "cand": any number that no other program on this database uses
     return null;
 end
 $$;

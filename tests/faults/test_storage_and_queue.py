@@ -107,3 +107,15 @@ async def test_both_killed_recovers_without_help(slow_stack: Stack, report: Repo
     history = await check_history(stack, end)
     report(f"both kill -9 for {OUTAGE_SECONDS + stack.interval} s", history, recovered)
     assert history.missing == 0
+
+
+async def test_a_worker_is_stopped_while_valkey_is_away(stack: Stack) -> None:
+    worker = stack.start_worker()
+    await stack.wait_for_prices(1)
+    stack.kill_valkey()
+    await asyncio.sleep(1.5)
+    worker.terminate()
+    async with asyncio.timeout(40):
+        while worker.poll() is None:
+            await asyncio.sleep(0.1)
+    assert worker.returncode == 0

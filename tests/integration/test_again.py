@@ -61,7 +61,7 @@ async def test_a_wrong_question_is_not_asked_again(worker: Worker, simulator: Si
         worker.pool,
         worker.redis,
         worker.http,
-        worker.health_key,
+        worker.name,
     )
     slot = await running_slot(strange, seconds_left=3)
     await run_slot(strange, slot)

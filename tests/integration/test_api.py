@@ -8,7 +8,7 @@ import pytest
 from shared.fetch_jobs import FetchFailure, finish_fetch_job, start_fetch_job
 from shared.grid import slot_of
 from shared.prices import Price, PriceSource, insert_prices
-from shared.queue import add_worker
+from shared.queue import report_worker
 from shared.schedules import GapReason, MissedSlot, insert_missed_slots
 from tests.integration.conftest import Api
 from tests.integration.examples import MINUTE, NOON, example_price, insert_schedule_rows
@@ -200,8 +200,7 @@ async def test_readiness_tells_of_every_dependency(api: Api, worker: Worker) -> 
             "reason": "btc_usd: nothing collected yet; eth_usd: nothing collected yet",
         },
     }
-    await add_worker(worker.redis, worker.health_key)
-    await worker.redis.set(worker.health_key, "alive", ex=10)
+    await report_worker(worker.redis, worker.name)
     now = slot_of(datetime.now(UTC), MINUTE)
     await insert_prices(worker.pool, [example_price(now, ticker=ticker) for ticker in ("btc_usd", "eth_usd")])
     assert set(states(await api.send("GET", "/readyz")).values()) == {"ok"}

@@ -154,6 +154,33 @@ async def test_a_storage_that_refuses_prices_leaves_that_as_the_reason(
     assert await select_all_prices(worker.pool) == given_prices(simulator, slot)
 
 
+async def test_a_database_that_fails_at_storing_drops_nothing(
+    worker: Worker, simulator: Simulator, ctx: dict[str, Any]
+) -> None:
+    """Not away, not the price's fault: a trigger that breaks, as after a faulty migration."""
+    slot = await running_slot(worker, seconds_left=4)
+    await fetch(worker.pool, "alter table candle_hours rename to candle_hours_away")
+    try:
+        await fetch_prices(job_of(ctx, slot))
+        assert await store_deferred(ctx) is False
+        assert await select_all_prices(worker.pool) == []
+    finally:
+        await fetch(worker.pool, "alter table candle_hours_away rename to candle_hours")
+    assert await store_deferred(ctx) is True
+    assert await select_all_prices(worker.pool) == given_prices(simulator, slot)
+
+
+async def test_a_price_the_database_refuses_holds_up_no_other(worker: Worker, ctx: dict[str, Any]) -> None:
+    slot = await running_slot(worker)
+    bad, good = example_price(slot - MINUTE, "-1"), example_price(slot, "1")
+    await defer(worker.redis, [bad, good], [])
+    assert await store_deferred(ctx) is True
+    assert await select_all_prices(worker.pool) == [good]
+    assert await select_all_missed_slots(worker.pool) == [
+        MissedSlot("btc_usd", slot - MINUTE, GapReason.STORAGE_ERROR, "fetched, refused by the storage")
+    ]
+
+
 async def test_more_than_one_batch_is_stored_in_order(worker: Worker, ctx: dict[str, Any]) -> None:
     slot = await running_slot(worker)
     prices = [example_price(slot - MINUTE * n, f"{90_000 + n}.10") for n in range(1, 1101)]

@@ -17,7 +17,7 @@ from strawberry.http import process_result
 from server.context import Context
 from server.execution import PlannedExecution
 from server.schema import schema
-from shared.db import create_pool
+from shared.db import create_pool, fetch
 from shared.embedded import free_port
 from shared.prices import Price, PriceSource, insert_prices
 from shared.settings import Settings
@@ -36,14 +36,15 @@ class Api:
     context: Context
     is_passed_on: bool = False
     http: httpx.AsyncClient = field(init=False)
+    planned: PlannedExecution = field(init=False)
 
     def __post_init__(self) -> None:
-        planned = PlannedExecution(self.pass_on, schema)
+        self.planned = PlannedExecution(self.pass_on, schema)
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             context = self.context
             scope["state"] = {"pool": context.pool, "redis": context.redis, "settings": context.settings}
-            await planned(scope, receive, send)
+            await self.planned(scope, receive, send)
 
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api.test")
 
@@ -250,3 +251,20 @@ async def test_storage_away_is_answered_as_strawberry_would(redis: Any, settings
             answer = await api.post(query)
         assert answer is not None
         assert json.loads(answer) == json.loads(await plainly(api.context, query))
+
+
+async def test_a_fault_of_ours_is_passed_on_to_be_masked(api: Api) -> None:
+    await fetch(api.context.pool, "alter table prices rename column source to origin")
+    try:
+        assert await api.post("{ latestPrices { price } }") is None
+    finally:
+        await fetch(api.context.pool, "alter table prices rename column origin to source")
+
+
+async def test_what_is_too_long_for_a_document_is_not_remembered(api: Api) -> None:
+    planner = api.planned._planner
+    before = planner.plan.cache_info().currsize
+    for number in range(3):
+        assert await api.post("{ latestPrices { price } }" + " " * (20_001 + number)) is None
+        assert await api.post("query A { latestPrices { price } }", None, "A" * (20_001 + number)) is None
+    assert planner.plan.cache_info().currsize == before

@@ -199,7 +199,7 @@ async def test_two_workers_that_heal_at_once_leave_one_row_for_each_slot(worker:
     missing = [now - MINUTE * n for n in range(40, 1, -1)]
     observed = await collect(worker, "btc_usd", now - HOUR, missing)
     others = await collect(worker, "eth_usd", now - HOUR, missing)
-    second = replace(worker, health_key="worker:tests:2", requests=asyncio.Semaphore(4))
+    second = replace(worker, name="tests:2", requests=asyncio.Semaphore(4))
 
     await asyncio.gather(heal_gaps(ctx), heal_gaps(ctx | {"worker": second}), heal_gaps(ctx))
 
@@ -211,7 +211,7 @@ async def test_two_workers_that_heal_at_once_leave_one_row_for_each_slot(worker:
 async def test_two_workers_that_begin_with_a_fresh_database_agree_on_its_beginning(
     worker: Worker, ctx: dict[str, Any]
 ) -> None:
-    second = replace(worker, health_key="worker:tests:2", requests=asyncio.Semaphore(4))
+    second = replace(worker, name="tests:2", requests=asyncio.Semaphore(4))
     await asyncio.gather(heal_gaps(ctx), heal_gaps(ctx | {"worker": second}))
     now = datetime.now(UTC)
     first = await select_first_timestamps(worker.pool, TICKERS)

@@ -122,7 +122,7 @@ async def ranges_asked(*ages: timedelta) -> list[str]:
 
     runs = [MissingRun(START - age, START - age + MINUTE, MINUTE) for age in ages]
     async with create_http(settings_for(), httpx.MockTransport(answer)) as http:
-        worker = Worker(settings_for(), UNUSED, UNUSED, http, health_key="worker:unit:1")
+        worker = Worker(settings_for(), UNUSED, UNUSED, http, name="unit:1")
         assert await _fill(worker, "btc_usd", runs, START) == ([], [])
     return asked
 

@@ -42,7 +42,7 @@ LASTING = DeribitError("RPC_-32602", "Invalid params")
 
 
 def a_worker(http: httpx.AsyncClient = UNUSED, **others: Any) -> Worker:
-    return Worker(settings_for(**others), UNUSED, UNUSED, http, health_key="worker:unit:1")
+    return Worker(settings_for(**others), UNUSED, UNUSED, http, name="unit:1")
 
 
 def attempts(

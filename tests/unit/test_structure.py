@@ -3,7 +3,7 @@
 import ast
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def test_the_version_is_the_projects() -> None:
 
 def a_worker(interval_seconds: int = 60, redis: Any = UNUSED) -> Worker:
     settings = settings_for(fetch_interval_seconds=interval_seconds)
-    return Worker(settings, UNUSED, redis, UNUSED, health_key="worker:unit:1")
+    return Worker(settings, UNUSED, redis, UNUSED, name="unit:1")
 
 
 async def test_every_job_is_registered_under_its_functions_name() -> None:
@@ -145,13 +145,17 @@ def test_a_slot_runs_once_and_is_tried_again() -> None:
 
 def test_healing_runs_between_the_slots_of_a_minute() -> None:
     job = cron_job("heal_gaps")
-    assert (job.unique, job.max_tries, job.timeout_s, job.second, job.microsecond, job.run_at_startup) == (
-        (True, 1, 20, 40, 0, True)
-    )
-    assert {field.name: getattr(job, field.name) for field in fields(CronJob) if field.name in {"minute", "hour"}} == {
-        "minute": None,
-        "hour": None,
-    }
+    assert isinstance(job, GridCron)
+    assert (job.unique, job.max_tries, job.timeout_s, job.run_at_startup) == (True, 1, 20, True)
+    assert (job.interval, job.offset) == (timedelta(minutes=1), timedelta(seconds=45))
+
+
+@pytest.mark.parametrize("name", ["fetch_prices", "fetch_again", "heal_gaps"])
+def test_no_time_that_was_slept_through_is_worked_off(name: str) -> None:
+    job = cron_job(name)
+    job.calculate_next(datetime.now(UTC) - timedelta(hours=9))
+    assert job.next_run is not None
+    assert job.next_run > datetime.now(UTC) - timedelta(minutes=1)
 
 
 @given(st.sampled_from((1, 5, 10, 60, 300, 3600)), st.floats(-7200, 7200))
