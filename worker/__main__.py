@@ -119,8 +119,9 @@ async def run(settings: Settings) -> None:
         reporting = asyncio.create_task(_report(worker))
         await _work(worker)
         reporting.cancel()
-        with contextlib.suppress(RedisError, OSError):
-            await forget_worker(redis, worker.name)
+        with contextlib.suppress(RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(1):  # without Redis there is nobody to tell
+                await forget_worker(redis, worker.name)
     logger.info("stopped")
 
 

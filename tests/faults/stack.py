@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +20,7 @@ import asyncpg
 import httpx
 from arq.connections import ArqRedis
 
-from shared.embedded import Server, free_port, start_postgres, start_valkey
+from shared.embedded import Server, start_postgres, start_valkey
 from shared.migrate import migrate
 from shared.queue import open_redis
 from shared.settings import load_settings
@@ -38,8 +40,8 @@ class Stack:
     tickers: tuple[str, ...]
     postgres: Server
     valkey: Server
-    exchange_port: int = field(default_factory=free_port)
-    api_port: int = field(default_factory=free_port)
+    exchange_port: int = field(default_factory=lambda: quiet_port())
+    api_port: int = field(default_factory=lambda: quiet_port())
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     http: httpx.AsyncClient = field(default_factory=lambda: httpx.AsyncClient(timeout=10))
 
@@ -191,7 +193,9 @@ class Stack:
 @asynccontextmanager
 async def open_stack(folder: Path, *, interval: int, tickers: tuple[str, ...] = TICKERS) -> AsyncIterator[Stack]:
     """PostgreSQL, migrated, Valkey and the exchange; everything is ended afterwards, paused processes too."""
-    stack = Stack(folder, interval, tickers, start_postgres(folder / "postgres"), start_valkey(folder / "valkey"))
+    postgres = start_postgres(folder / "postgres", port=quiet_port())
+    valkey = start_valkey(folder / "valkey", port=quiet_port())
+    stack = Stack(folder, interval, tickers, postgres, valkey)
     try:
         await migrate(stack.postgres.url)
         await stack.start_exchange()
@@ -210,6 +214,15 @@ async def open_stack(folder: Path, *, interval: int, tickers: tuple[str, ...] = 
         await stack.http.aclose()
         stack.valkey.stop(5)
         stack.postgres.stop(5)
+
+
+def quiet_port() -> int:
+    """A free port below those of outgoing connections, which could take it while its server is killed."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as taken, contextlib.suppress(OSError):
+            taken.bind(("127.0.0.1", port))
+            return port
 
 
 def slots(start: datetime, end: datetime, interval: int) -> list[datetime]:
