@@ -38,7 +38,7 @@ BUDGET_SECONDS = 12.0
 _FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 1.0, 8.0
 _TOLERATED_SKEW = timedelta(seconds=5)
 _LOGGED_SKEW = timedelta(seconds=1)
-_BELIEVED_SKEW = timedelta(hours=1)
+_MOST_AHEAD = timedelta(hours=1)
 
 _TOGETHER_SECONDS = 0.02
 
@@ -120,8 +120,8 @@ async def _fetch_requested(worker: Worker, job_id: str, tickers: Sequence[str]) 
 
     async def observe(ticker: str) -> Price:
         observation = await deribit.get_index_price(worker.http, ticker)
-        if abs(_skew(observation)) > _BELIEVED_SKEW:
-            raise DeribitError("CLOCK_UNBELIEVABLE", "the exchange's clock is more than an hour off")
+        if _skew(observation) < -_MOST_AHEAD:  # it would be the newest price for as long
+            raise DeribitError("CLOCK_AHEAD", "the exchange's clock is more than an hour ahead of ours")
         return _stored_as(observation, observation.observed_at, PriceSource.REQUESTED)
 
     stored: list[Price] = []

@@ -204,3 +204,28 @@ async def test_two_workers_run_a_fetch_once(worker: Worker, simulator: Simulator
     done = await select_fetch_job(worker.redis, job.id)
     assert done is not None
     assert done.prices == given_prices(simulator)
+
+
+@pytest.mark.parametrize("hours", [-48.0, 0.9])
+async def test_a_requested_price_has_the_exchanges_own_clock(
+    worker: Worker, simulator: Simulator, hours: float
+) -> None:
+    simulator.offset_seconds = hours * 3600
+    job = await enqueue_fetch_prices(worker.redis, ["btc_usd"])
+    await run_queued(worker)
+    done = await select_fetch_job(worker.redis, job.id)
+    assert done is not None
+    assert (done.status, [price.timestamp for price in done.prices]) == (
+        FetchStatus.SUCCEEDED,
+        [from_microseconds(one["usOut"]) for one in simulator.given],
+    )
+
+
+async def test_a_clock_far_ahead_would_be_the_newest_price_for_as_long(worker: Worker, simulator: Simulator) -> None:
+    simulator.offset_seconds = 2 * 3600
+    job = await enqueue_fetch_prices(worker.redis, ["btc_usd"])
+    await run_queued(worker)
+    done = await select_fetch_job(worker.redis, job.id)
+    assert done is not None
+    assert [failure.code for failure in done.failures] == ["CLOCK_AHEAD"]
+    assert await select_all_prices(worker.pool) == []
