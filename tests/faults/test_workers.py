@@ -5,6 +5,7 @@ import signal
 import time
 
 import asyncpg
+import pytest
 
 from tests.faults.conftest import IS_LONG, Report
 from tests.faults.history import check_history
@@ -110,6 +111,7 @@ async def test_worker_paused_across_three_slots_while_another_runs(stack: Stack,
     assert history.missing == 0, stack.logs()
 
 
+@pytest.mark.timeout(300)
 async def test_slots_without_any_worker_are_healed_in_one_run(slow_stack: Stack, report: Report) -> None:
     stack = slow_stack
     worker = stack.start_worker()
