@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import strawberry
 from arq.connections import ArqRedis
 
+from server.limits import weigh
 from shared.db import Pool
 from shared.errors import BadUserInput, QueryTooComplex, Unauthenticated, UnknownTicker
 from shared.settings import Settings
@@ -12,6 +13,9 @@ from shared.settings import Settings
 MAX_LIMIT = 10_000
 MAX_ROWS = 20_000
 "Rows that all fields of one request may ask for together."
+
+MAX_VALUES = 200_000
+MAX_TICKERS = 1000
 
 
 @dataclass
@@ -21,6 +25,7 @@ class Context:
     settings: Settings
     is_authenticated: bool = False
     rows_asked_for: int = field(default=0, init=False)
+    values_asked_for: int = field(default=0, init=False)
 
     def ticker(self, name: str) -> str:
         """The index name as it is stored. Raises `UnknownTicker`."""
@@ -31,15 +36,23 @@ class Context:
 
     def tickers(self, names: list[str] | None) -> list[str]:
         """As `ticker`, for several; all of them where none is named."""
+        if names is not None and len(names) > MAX_TICKERS:
+            raise BadUserInput(f"tickers has {len(names)} names; accepted are {MAX_TICKERS}, or null for all.")
         return list(dict.fromkeys(map(self.ticker, self.settings.tickers if names is None else names)))
 
-    def rows(self, limit: int) -> int:
-        """The limit, once it is known to be one and to fit in the request. Raises `BadUserInput`, `QueryTooComplex`."""
+    def rows(self, limit: int, width: int) -> int:
+        """The limit, once it is known to be one and to fit in the request. `width`: fields of a row.
+
+        Raises `BadUserInput`, `QueryTooComplex`.
+        """
         if not 1 <= limit <= MAX_LIMIT:
             raise BadUserInput(f"limit is {limit}; accepted are 1 to {MAX_LIMIT}.")
         self.rows_asked_for += limit
         if self.rows_asked_for > MAX_ROWS:
             raise QueryTooComplex(f"All fields of one request may ask for {MAX_ROWS} rows together, no more.")
+        self.values_asked_for += limit * width
+        if self.values_asked_for > MAX_VALUES:
+            raise QueryTooComplex(f"All rows of one request may have {MAX_VALUES} values together, no more.")
         return limit
 
     def require_token(self) -> None:
@@ -49,3 +62,9 @@ class Context:
 
 
 Info = strawberry.Info[Context, None]
+
+
+def selected(info: Info) -> int:
+    """How many fields of a row are asked for, those that several fragments repeat counted again."""
+    raw = info._raw_info
+    return sum(weigh(node.selection_set, raw.fragments).fields for node in raw.field_nodes if node.selection_set)

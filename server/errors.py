@@ -10,7 +10,7 @@ from shared.errors import ServiceError
 
 logger = logging.getLogger(__name__)
 
-_BAD_VARIABLE = re.compile(r"Variable '\$\w+' (has|got) invalid value")
+_BAD_VARIABLE = re.compile(r"Variable '\$\w+' (has|got) invalid value|Variable values are nested")
 
 
 def public_error(error: GraphQLError) -> GraphQLError:
@@ -19,7 +19,7 @@ def public_error(error: GraphQLError) -> GraphQLError:
     if isinstance(cause, ServiceError):
         return error  # graphql-core copied its extensions; where it is ours to mend, its origin has logged it
     # Without a path no resolver has run: a literal that GraphQL itself chokes on, such as a number of 5,000 digits.
-    if cause is not None and not (error.path is None and isinstance(cause, ValueError)):
+    if cause is not None and not (error.path is None and isinstance(cause, ValueError | RecursionError)):
         return _masked(error, cause)
     if "code" not in (error.extensions or {}):
         error.extensions = {**(error.extensions or {}), "code": _code(error)}

@@ -38,7 +38,11 @@ class PlannedExecution:
         while messages[-1].get("more_body") and length <= MAX_BODY_BYTES:
             messages.append(await receive())
             length += len(messages[-1].get("body", b""))
+        if messages[-1]["type"] == "http.disconnect":
+            return
         try:
+            if length > MAX_BODY_BYTES:
+                raise Unplanned
             answer = await self._answer(scope["state"], b"".join(m.get("body", b"") for m in messages))
         except Unplanned:
             await self._app(scope, _replay(messages, receive), send)
@@ -80,7 +84,7 @@ def _is_plain(scope: Scope) -> bool:
     is_json = False
     for name, value in scope["headers"]:
         if name == b"content-type":
-            is_json = value == b"application/json" or value.startswith(b"application/json;")
+            is_json = value.partition(b";")[0].strip().lower() == b"application/json"
         elif name == b"accept" and (b"event-stream" in value or b"multipart" in value):
             return False
     return is_json
@@ -99,7 +103,7 @@ def _replay(messages: Iterable[Message], receive: Receive) -> Receive:
 
 def _refused(plan: Plan, error: StorageUnavailable) -> str:
     errors = [
-        public_error(GraphQLError(str(error), root.node, path=[root.key], original_error=error)).formatted
+        public_error(GraphQLError(str(error), list(root.nodes), path=[root.key], original_error=error)).formatted
         for root in plan.roots
     ]
     return json.dumps({"data": plan.nothing, "errors": errors}, separators=(",", ":"))

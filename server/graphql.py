@@ -6,7 +6,7 @@ from typing import Any
 
 from cross_web import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.websockets import WebSocket
 from strawberry.asgi import GraphQL
 
@@ -45,7 +45,9 @@ class GraphQLView(GraphQL[Context, None]):
 def refusal(status: int, message: str) -> Response:
     """An answer to what is no GraphQL request, in the shape that GraphQL clients read."""
     body = {"errors": [{"message": message, "extensions": {"code": "BAD_USER_INPUT"}}]}
-    return JSONResponse(body, status, headers={"Allow": "GET, POST"} if status == 405 else None)
+    # ASCII, for the message may quote half a surrogate pair.
+    headers = {"Allow": "GET, POST"} if status == 405 else None
+    return Response(json.dumps(body), status, headers, media_type="application/json")
 
 
 async def _refuse_large_body(request: Request) -> None:

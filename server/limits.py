@@ -1,7 +1,8 @@
 """What a document may weigh, looked at once per document, before it is validated or run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 from graphql import (
     DocumentNode,
@@ -27,6 +28,11 @@ MAX_TOKENS = 2000
 
 MAX_DEPTH = 15
 MAX_ALIASES = 50
+MAX_FIELDS = 300
+"GraphiQL's introspection has fewer; comparing the fields of one level with each other takes their square."
+
+MAX_NAME_LENGTH = 100
+"A name is repeated in every row of the answer."
 
 _TOO_DEEP = f"A document may be {MAX_DEPTH} levels deep, no more."
 
@@ -65,42 +71,59 @@ def _parse(query: str) -> DocumentNode:
             raise QueryTooComplex(_TOO_DEEP) from None
         raise
     fragments = {d.name.value: d for d in document.definitions if isinstance(d, FragmentDefinitionNode)}
-    weights: dict[str, tuple[int, int]] = {}
     for definition in document.definitions:
         selections = getattr(definition, "selection_set", None)
-        depth, aliases = _weigh(selections, fragments, weights) if selections else (0, 0)
-        if depth > MAX_DEPTH:
-            raise QueryTooComplex(_TOO_DEEP)
-        if aliases > MAX_ALIASES:
-            raise QueryTooComplex(f"A document may have {MAX_ALIASES} aliases, no more.")
+        if selections:
+            _refuse_heavy(weigh(selections, fragments))
     return document
 
 
-def _weigh(
-    selections: SelectionSetNode,
-    fragments: dict[str, FragmentDefinitionNode],
-    weights: dict[str, tuple[int, int]],
-) -> tuple[int, int]:
-    """(levels, aliases) of a selection set, fragments counted wherever they are spread.
+class Weight(NamedTuple):
+    """Levels, aliases, fields and the longest name of a selection set, a fragment counted wherever it is spread."""
 
-    Each fragment is weighed once; one that spreads itself weighs nothing there, and validation refuses it.
-    """
-    deepest, aliases = 1, 0
+    depth: int = 0
+    aliases: int = 0
+    fields: int = 0
+    longest: int = 0
+
+
+def _refuse_heavy(weight: Weight) -> None:
+    if weight.depth > MAX_DEPTH:
+        raise QueryTooComplex(_TOO_DEEP)
+    if weight.aliases > MAX_ALIASES:
+        raise QueryTooComplex(f"A document may have {MAX_ALIASES} aliases, no more.")
+    if weight.fields > MAX_FIELDS:
+        raise QueryTooComplex(f"A document may have {MAX_FIELDS} fields, no more.")
+    if weight.longest > MAX_NAME_LENGTH:
+        raise QueryTooComplex(f"A name may have {MAX_NAME_LENGTH} characters, no more.")
+
+
+def weigh(
+    selections: SelectionSetNode,
+    fragments: Mapping[str, FragmentDefinitionNode],
+    known: dict[str, Weight] | None = None,
+) -> Weight:
+    """Each fragment is weighed once; one that spreads itself weighs nothing there, and validation refuses it."""
+    known = {} if known is None else known
+    depth, aliases, fields, longest = 1, 0, 0, 0
     for selection in selections.selections:
-        depth, inner = 0, 0
+        inner = Weight()
         match selection:
             case FieldNode(selection_set=inner_selections):
+                fields += 1
                 aliases += selection.alias is not None
+                longest = max(longest, len((selection.alias or selection.name).value))
                 if inner_selections:
-                    depth, inner = _weigh(inner_selections, fragments, weights)
-                    depth += 1
+                    inner = weigh(inner_selections, fragments, known)
+                    inner = inner._replace(depth=inner.depth + 1)
             case InlineFragmentNode(selection_set=inner_selections):
-                depth, inner = _weigh(inner_selections, fragments, weights)
+                inner = weigh(inner_selections, fragments, known)
             case FragmentSpreadNode():
                 name = selection.name.value
-                if name in fragments and name not in weights:
-                    weights[name] = (0, 0)
-                    weights[name] = _weigh(fragments[name].selection_set, fragments, weights)
-                depth, inner = weights.get(name, (0, 0))
-        deepest, aliases = max(deepest, depth), aliases + inner
-    return deepest, aliases
+                if name in fragments and name not in known:
+                    known[name] = Weight()
+                    known[name] = weigh(fragments[name].selection_set, fragments, known)
+                inner = known.get(name, inner)
+        depth, longest = max(depth, inner.depth), max(longest, inner.longest)
+        aliases, fields = aliases + inner.aliases, fields + inner.fields
+    return Weight(depth, aliases, fields, longest)

@@ -56,14 +56,15 @@ class Read:
 
     statement: str
     is_list: bool
+    is_limited: bool
     parameters: Callable[..., tuple[object, ...]]
 
 
 READS = {
-    "latestPrice": Read(prices.LATEST_PRICE, False, latest_parameters),
-    "latestPrices": Read(prices.LATEST_PRICES, True, latest_prices_parameters),
-    "priceHistory": Read(prices.PRICE_HISTORY, True, history_parameters),
-    "pricesInPeriod": Read(prices.PRICES_IN_PERIOD, True, period_parameters),
+    "latestPrice": Read(prices.LATEST_PRICE, False, False, latest_parameters),
+    "latestPrices": Read(prices.LATEST_PRICES, True, False, latest_prices_parameters),
+    "priceHistory": Read(prices.PRICE_HISTORY, True, True, history_parameters),
+    "pricesInPeriod": Read(prices.PRICES_IN_PERIOD, True, True, period_parameters),
 }
 
 
@@ -74,17 +75,20 @@ class Unplanned(Exception):
 @dataclass(frozen=True, slots=True)
 class Root:
     key: str
-    node: FieldNode
+    nodes: tuple[FieldNode, ...]
     definition: GraphQLField
     read: Read
+    width: int
+    "Fields of a row."
     constants: dict[str, Any] | None
     "The arguments' values, where the operation has no variables that could change them."
 
     def parameters(self, context: Context, variables: VariableValues | None) -> tuple[object, ...]:
-        return self.read.parameters(context, **(self.constants or self.values(variables)))
+        values = self.constants or self.values(variables)
+        return self.read.parameters(context, **values, **({"width": self.width} if self.read.is_limited else {}))
 
     def values(self, variables: VariableValues | None) -> dict[str, Any]:
-        values = get_argument_values(self.definition, self.node, variables)
+        values = get_argument_values(self.definition, self.nodes[0], variables)
         return {_snake_case(name): value for name, value in values.items()}
 
 
@@ -116,7 +120,9 @@ class Planner:
         """The statement's parameters. Raises `Unplanned` where a resolver, or GraphQL, would refuse an argument."""
         coerced = None
         if plan.operation.variable_definitions:
-            values = get_variable_values(self._schema, plan.operation.variable_definitions, dict(variables or {}))
+            definitions, given = plan.operation.variable_definitions, dict(variables or {})
+            # One error is enough to know that this is for Strawberry; a million would take half a minute to write.
+            values = get_variable_values(self._schema, definitions, given, max_errors=1)
             if not isinstance(values, VariableValues):
                 raise Unplanned
             coerced = values
@@ -159,10 +165,11 @@ class Planner:
             read = READS[name]
             if any(argument.name.value == "maxAgeSeconds" for argument in nodes[0].arguments or ()):
                 raise Unplanned
-            root = Root(key, nodes[0], self._query_fields[name], read, None)
+            columns = _collect((node.selection_set for node in nodes), fragments)
+            root = Root(key, tuple(nodes), self._query_fields[name], read, len(columns), None)
             roots.append(root if operation.variable_definitions else replace(root, constants=root.values(None)))
             nothing[key] = None
-            row = _write_row(_collect((node.selection_set for node in nodes), fragments))
+            row = _write_row(columns)
             base, first = _shift_parameters(read.statement, first)
             value, empty = (f"'[' || string_agg({row}, ',') || ']'", "[]") if read.is_list else (row, "null")
             written.append(f"'\"{key}\":' || coalesce((select {value} from ({base}) as row), '{empty}')")
@@ -177,14 +184,20 @@ def _collect(
 ) -> dict[str, list[FieldNode]]:
     """Fields by the key they answer under, in order; those that are merged together. Raises `Unplanned`."""
     collected: dict[str, list[FieldNode]] = {}
+    spread: set[str] = set()
     for selections in sets:
-        for node in _fields(selections, fragments) if selections else ():
+        for node in _fields(selections, fragments, spread) if selections else ():
             collected.setdefault((node.alias or node.name).value, []).append(node)
     return collected
 
 
-def _fields(selections: SelectionSetNode, fragments: Mapping[str, FragmentDefinitionNode]) -> Iterator[FieldNode]:
-    """Validation has made sure that a fragment's type is the one it is spread in, and that none spreads itself."""
+def _fields(
+    selections: SelectionSetNode, fragments: Mapping[str, FragmentDefinitionNode], spread: set[str]
+) -> Iterator[FieldNode]:
+    """Each fragment once, however often it is spread: its fields merge, and a few lines could spread it 2^100 times.
+
+    Validation has made sure that a fragment's type is the one it is spread in, and that none spreads itself.
+    """
     for selection in selections.selections:
         if selection.directives:
             raise Unplanned
@@ -192,12 +205,14 @@ def _fields(selections: SelectionSetNode, fragments: Mapping[str, FragmentDefini
             case FieldNode():
                 yield selection
             case InlineFragmentNode(selection_set=inner):
-                yield from _fields(inner, fragments)
+                yield from _fields(inner, fragments, spread)
             case FragmentSpreadNode():
-                definition = fragments[selection.name.value]
-                if definition.directives:
+                name = selection.name.value
+                if fragments[name].directives:
                     raise Unplanned
-                yield from _fields(definition.selection_set, fragments)
+                if name not in spread:
+                    spread.add(name)
+                    yield from _fields(fragments[name].selection_set, fragments, spread)
 
 
 def _write_row(fields: Mapping[str, list[FieldNode]]) -> str:

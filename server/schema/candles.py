@@ -7,7 +7,7 @@ from typing import Annotated
 
 import strawberry
 
-from server.context import Info
+from server.context import Info, selected
 from server.schema.prices import Limit, Ticker, period
 from shared import candles as rollups
 
@@ -71,6 +71,6 @@ class CandleQuery:
             rollups.CandleInterval[interval.name],
             start,
             end,
-            context.rows(limit),
+            context.rows(limit, selected(info)),
             datetime.now(UTC),
         )

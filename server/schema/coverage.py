@@ -7,7 +7,7 @@ from typing import Annotated
 
 import strawberry
 
-from server.context import Info
+from server.context import Info, selected
 from server.schema.prices import Limit, Ticker, period
 from shared import coverage
 
@@ -71,7 +71,7 @@ class Coverage:
 
     @strawberry.field(graphql_type=list[Gap], description="What is missing and why, oldest first.")
     async def gaps(root: strawberry.Parent[Asked], info: Info, limit: Limit = 100) -> list[coverage.Gap]:
-        rows = info.context.rows(limit)
+        rows = info.context.rows(limit, selected(info))
         if root.counted.present == root.counted.expected:
             return []
         return await coverage.select_gaps(info.context.pool, root.ticker, root.from_dt, root.to_dt, root.now, rows)

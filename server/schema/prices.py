@@ -7,7 +7,7 @@ from typing import Annotated
 
 import strawberry
 
-from server.context import Context, Info
+from server.context import Context, Info, selected
 from server.scalars import BadInstant, instant
 from shared import prices
 from shared.errors import BadUserInput, PriceStale
@@ -96,7 +96,7 @@ class PriceQuery:
         ] = None,
     ) -> list[prices.Price]:
         return await prices.select_price_history(
-            info.context.pool, *history_parameters(info.context, ticker, limit, before)
+            info.context.pool, *history_parameters(info.context, ticker, limit, before, width=selected(info))
         )
 
     @strawberry.field(
@@ -115,7 +115,8 @@ class PriceQuery:
         ] = None,
     ) -> list[prices.Price]:
         return await prices.select_prices_in_period(
-            info.context.pool, *period_parameters(info.context, ticker, from_dt, to_dt, limit, after)
+            info.context.pool,
+            *period_parameters(info.context, ticker, from_dt, to_dt, limit, after, width=selected(info)),
         )
 
 
@@ -132,9 +133,14 @@ def latest_prices_parameters(context: Context, tickers: list[str] | None = None)
 
 
 def history_parameters(
-    context: Context, ticker: str, limit: int = DEFAULT_LIMIT, before: datetime | BadInstant | None = None
+    context: Context,
+    ticker: str,
+    limit: int = DEFAULT_LIMIT,
+    before: datetime | BadInstant | None = None,
+    *,
+    width: int,
 ) -> tuple[str, datetime | None, int]:
-    return context.ticker(ticker), None if before is None else instant(before, "before"), context.rows(limit)
+    return context.ticker(ticker), None if before is None else instant(before, "before"), context.rows(limit, width)
 
 
 def period_parameters(
@@ -144,9 +150,11 @@ def period_parameters(
     to_dt: datetime | BadInstant,
     limit: int = DEFAULT_LIMIT,
     after: datetime | BadInstant | None = None,
+    *,
+    width: int,
 ) -> tuple[str, datetime, datetime, datetime | None, int]:
     name, (start, end) = context.ticker(ticker), period(from_dt, to_dt)
-    return name, start, end, None if after is None else instant(after, "after"), context.rows(limit)
+    return name, start, end, None if after is None else instant(after, "after"), context.rows(limit, width)
 
 
 def period(from_dt: datetime | BadInstant, to_dt: datetime | BadInstant) -> tuple[datetime, datetime]:

@@ -1,5 +1,8 @@
 """Every argument that is refused, with its code and a message that names it."""
 
+import json
+from typing import Any
+
 import pytest
 
 from shared.prices import insert_prices
@@ -78,3 +81,16 @@ async def test_a_variable_that_is_refused_is_the_clients_input(api: Api, declare
     code, message = await api.error(query, {"v": value})
     assert code == "BAD_USER_INPUT"
     assert "limit" in message or "$v" in message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"query": "{latestPrices{price}}", "operationName": "\ud800"},
+        {"query": "query($t:[String!]){latestPrices(tickers:$t){price}}", "variables": {"t": ["btc_usd"] * 1001}},
+    ],
+)
+async def test_what_was_once_too_much_has_its_code(api: Api, body: dict[str, Any]) -> None:
+    headers = {"Content-Type": "application/json"}
+    response = await api.http.post("/graphql", content=json.dumps(body), headers=headers)
+    assert response.json()["errors"][0]["extensions"]["code"] == "BAD_USER_INPUT"

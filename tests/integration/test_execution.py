@@ -1,6 +1,7 @@
 """What PostgreSQL writes is what Strawberry would have said, to the letter."""
 
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from strawberry.http import process_result
 
 from server.context import Context
 from server.execution import PlannedExecution
+from server.graphql import MAX_BODY_BYTES
 from server.schema import schema
 from shared.db import create_pool, fetch
 from shared.embedded import free_port
@@ -268,3 +270,37 @@ async def test_what_is_too_long_for_a_document_is_not_remembered(api: Api) -> No
         assert await api.post("{ latestPrices { price } }" + " " * (20_001 + number)) is None
         assert await api.post("query A { latestPrices { price } }", None, "A" * (20_001 + number)) is None
     assert planner.plan.cache_info().currsize == before
+
+
+async def test_fragments_that_multiply_cost_nothing(api: Api) -> None:
+    links = " ".join(f"fragment F{n} on Query {{ ...F{n + 1} ...F{n + 1} }}" for n in range(100))
+    query = f"{{ ...F0 }} {links} fragment F100 on Query {{ latestPrices {{ price }} }}"
+    started = time.monotonic()
+    await api.post(query)
+    assert time.monotonic() - started < 5  # it was longer than the universe has been
+
+    query = "{ latestPrices { ...P ...P } } fragment P on Price { price ...Q ...Q } fragment Q on Price { ticker }"
+    assert await api.post(query) == await plainly(api.context, query)
+
+
+async def test_a_list_of_wrong_variables_is_refused_at_its_first(api: Api) -> None:
+    started = time.monotonic()
+    query = "query ($t: [String!]) { latestPrices(tickers: $t) { price } }"
+    assert await api.post(query, {"t": [1] * 100_000}) is None
+    assert time.monotonic() - started < 5
+
+
+async def test_a_body_over_the_limit_is_passed_on_whole(api: Api) -> None:
+    body = b'{"query": "{ latestPrices { price } }"}' + b" " * MAX_BODY_BYTES + b"}garbage"
+    api.is_passed_on = False
+    await api.http.post("/graphql", content=body, headers={"Content-Type": "application/json"})
+    assert api.is_passed_on
+
+
+async def test_values_are_counted_on_both_paths(api: Api) -> None:
+    many = " ".join(f"t{number}: timestamp" for number in range(21))
+    planned = f'{{ priceHistory(ticker: "btc_usd", limit: 10000) {{ {many} }} }}'
+    assert await api.post(planned) is None
+    for query in (planned, planned.replace("10000)", "10000) @include(if: true)")):
+        answer = json.loads(await plainly(api.context, query))
+        assert answer["errors"][0]["extensions"]["code"] == "QUERY_TOO_COMPLEX"

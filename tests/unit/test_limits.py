@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.context import Context
-from server.limits import CACHED_DOCUMENTS, MAX_ALIASES, MAX_DEPTH, MAX_TOKENS, _parse, load_document
+from server.limits import (
+    CACHED_DOCUMENTS,
+    MAX_ALIASES,
+    MAX_DEPTH,
+    MAX_FIELDS,
+    MAX_NAME_LENGTH,
+    MAX_TOKENS,
+    _parse,
+    load_document,
+)
 from server.schema import schema
 from shared.errors import QueryTooComplex
 
@@ -36,8 +45,12 @@ def aliased(count: int) -> str:
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        ("{" + "a " * (MAX_TOKENS - 2) + "}", None),
-        ("{" + "a " * (MAX_TOKENS - 1) + "}", TOO_MANY_TOKENS),
+        ("{a(b: [" + "1 " * (MAX_TOKENS - 9) + "])}", None),
+        ("{a(b: [" + "1 " * (MAX_TOKENS - 8) + "])}", TOO_MANY_TOKENS),
+        ("{" + "a " * MAX_FIELDS + "}", None),
+        ("{" + "a " * (MAX_FIELDS + 1) + "}", f"A document may have {MAX_FIELDS} fields, no more."),
+        ("{" + "a" * MAX_NAME_LENGTH + "}", None),
+        ("{" + "a" * (MAX_NAME_LENGTH + 1) + "}", f"A name may have {MAX_NAME_LENGTH} characters, no more."),
         ("{a(b: [" + "1 " * MAX_TOKENS + "])}", TOO_MANY_TOKENS),
         ("#\n" * MAX_TOKENS + "{a}", TOO_MANY_TOKENS),
         (nested(MAX_DEPTH), None),
