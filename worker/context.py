@@ -37,7 +37,7 @@ class Worker:
         return timedelta(seconds=self.settings.fetch_interval_seconds)
 
     async def note_schedule(self) -> None:
-        """Note once what this worker collects, since the slot it started in. Raises `StorageUnavailable`.
+        """Note once what this worker collects, from the first slot it is in time for. Raises `StorageUnavailable`.
 
         Part of the jobs rather than of the start, so that a worker can start without PostgreSQL.
         """

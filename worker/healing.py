@@ -54,6 +54,8 @@ async def heal_gaps(ctx: dict[str, Any]) -> None:
                 logger.warning("%s: the chart cannot be read, healing waits: %s", ticker, error)
             except StorageUnavailable:
                 logger.warning("%s: storage is away, healing waits", ticker)
+            except Exception:  # of ours; it must not keep the other tickers from being healed
+                logger.exception("%s: fault in healing", ticker)
 
     try:
         await worker.note_schedule()

@@ -167,6 +167,16 @@ class Stack:
         async with open_redis(settings, retries=3) as redis:
             yield redis
 
+    async def wait_until_whole(self, end: datetime, seconds: float = 60) -> float:
+        """Ask for healing until nothing is missing before `end`; answers how long that took."""
+
+        async def is_whole() -> bool:
+            await self.heal()
+            await asyncio.sleep(0.5)
+            return all([(await self.coverage(t, await self.since(), end))["complete"] for t in TICKERS])
+
+        return await self.wait_for(is_whole, "coverage complete", seconds)
+
     async def since(self) -> datetime:
         """The first slot that is expected of every ticker."""
         return (await self.rows("select max(since) from schedules"))[0][0]  # type: ignore[no-any-return]

@@ -100,12 +100,7 @@ async def test_exchange_back_after_minutes_is_healed(slow_stack: Stack, report: 
     await stack.switch("DELETE", "faults/*")
     end = stack.current_slot()
 
-    async def whole() -> bool:
-        await stack.heal()
-        await asyncio.sleep(1)
-        return all([(await stack.coverage(t, await stack.since(), end))["complete"] for t in ("btc_usd", "eth_usd")])
-
-    recovered = await stack.wait_for(whole, "healed", 60)
+    recovered = await stack.wait_until_whole(end)
     history = await check_history(stack, end)
     report(f"exchange away for {300 if IS_LONG else 13} s", history, recovered)
     assert history.missing == 0

@@ -96,13 +96,7 @@ async def test_both_killed_recovers_without_help(slow_stack: Stack, report: Repo
     recovered = time.monotonic() - back
     end = stack.current_slot()
 
-    async def whole() -> bool:
-        await stack.heal()
-        coverage = [await stack.coverage(ticker, await stack.since(), end) for ticker in TICKERS]
-        await asyncio.sleep(1)
-        return all(c["complete"] for c in coverage)
-
-    await stack.wait_for(whole, "coverage complete", 40)
+    await stack.wait_until_whole(end)
     assert worker.poll() is None
     history = await check_history(stack, end)
     report(f"both kill -9 for {OUTAGE_SECONDS + stack.interval} s", history, recovered)

@@ -12,18 +12,6 @@ from tests.faults.history import check_history
 from tests.faults.stack import TICKERS, Stack
 
 
-async def wait_until_whole(stack: Stack, seconds: float = 60) -> float:
-    """Ask for healing until nothing is missing; answers how long that took."""
-    end = stack.current_slot()
-
-    async def whole() -> bool:
-        await stack.heal()
-        await asyncio.sleep(0.5)
-        return all([(await stack.coverage(t, await stack.since(), end))["complete"] for t in TICKERS])
-
-    return await stack.wait_for(whole, "coverage complete", seconds)
-
-
 async def test_worker_killed_in_mid_fetch(slow_stack: Stack, report: Report) -> None:
     stack = slow_stack
     worker = stack.start_worker()
@@ -40,7 +28,7 @@ async def test_worker_killed_in_mid_fetch(slow_stack: Stack, report: Report) -> 
     await stack.switch("DELETE", "faults/*")
     await asyncio.sleep(stack.interval)
     stack.start_worker()
-    recovered = await wait_until_whole(stack)
+    recovered = await stack.wait_until_whole(stack.current_slot())
     history = await check_history(stack)
     report("worker kill -9 in mid-fetch", history, recovered)
     assert history.missing == 0, stack.logs()
@@ -68,7 +56,7 @@ async def test_worker_killed_between_fetch_and_insert(slow_stack: Stack, report:
         await lock.close()
     await asyncio.sleep(stack.interval)
     stack.start_worker()
-    recovered = await wait_until_whole(stack)
+    recovered = await stack.wait_until_whole(stack.current_slot())
     history = await check_history(stack)
     report("worker kill -9 between fetch and insert", history, recovered)
     assert history.missing == 0, stack.logs()
@@ -88,7 +76,7 @@ async def test_worker_killed_right_after_insert(slow_stack: Stack, report: Repor
     worker.kill()
     stack.start_worker()
     await stack.wait_for_prices(1)
-    recovered = await wait_until_whole(stack)
+    recovered = await stack.wait_until_whole(stack.current_slot())
     history = await check_history(stack)
     report("worker kill -9 right after insert", history, recovered)
     assert history.missing == 0, stack.logs()
@@ -131,7 +119,7 @@ async def test_slots_without_any_worker_are_healed_in_one_run(slow_stack: Stack,
     recovered = time.monotonic() - started
     # The last two slots before the start may still be changing on the exchange's chart.
     assert coverage["expected"] - coverage["present"] <= 2, stack.logs()
-    await wait_until_whole(stack)
+    await stack.wait_until_whole(stack.current_slot())
     history = await check_history(stack)
     report("no worker for 3 minutes", history, recovered)
     assert history.missing == 0, stack.logs()
