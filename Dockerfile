@@ -6,6 +6,16 @@
 FROM python:3.13-slim-trixie AS base
 
 
+# The dashboard and GraphiQL. Nothing of Node is in the final image.
+FROM node:24-trixie-slim AS pages
+
+WORKDIR /build/web
+COPY server/web/package.json server/web/package-lock.json ./
+RUN npm ci --omit=dev --ignore-scripts --no-audit --no-fund
+COPY server/web/ ./
+RUN npm run build
+
+
 FROM base AS builder
 
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
@@ -23,7 +33,8 @@ WORKDIR /app
 COPY server/ server/
 COPY worker/ worker/
 COPY shared/ shared/
-RUN python -m compileall -q --invalidation-mode unchecked-hash server worker shared
+RUN rm -r server/web && python -m compileall -q --invalidation-mode unchecked-hash server worker shared
+COPY --from=pages /build/static/ server/static/
 
 
 FROM base

@@ -1,5 +1,7 @@
 """The API's whole surface: what is opened, which paths there are, what stands in front of them."""
 
+import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypedDict
@@ -9,19 +11,31 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
-from starlette.routing import Route
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from server.execution import PlannedExecution
+from server.access import Access
+from server.execution import NO_SNIFFING, PlannedExecution
 from server.graphql import GraphQLView
 from server.health import livez, readyz
+from server.live import Live, open_live
+from server.pages import GraphiQLInBrowsers, Pages
 from server.schema import schema
+from server.sockets import Limits, Sockets
+from server.streams import Streams
 from shared.db import Pool, create_pool
 from shared.queue import open_redis
 from shared.settings import Settings
 
 POOL_SIZE = 10
 REDIS_RETRIES = 1
+PREFLIGHT_SECONDS = 7200
+"For how long a browser need not ask again; none remembers it longer than a day, Chromium no longer than this."
+
+SDL = schema.as_str() + "\n"
+SDL_ETAG = f'"{hashlib.sha256(SDL.encode()).hexdigest()[:32]}"'
 
 
 class State(TypedDict):
@@ -30,40 +44,99 @@ class State(TypedDict):
     pool: Pool
     redis: ArqRedis
     settings: Settings
+    access: Access
+    live: Live
+    streams: Streams
+    closing: asyncio.Event
+    "Set when the process is to end: what would go on for ever ends then."
 
 
-def create_app(settings: Settings) -> Starlette:
+def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # noqa: B008  frozen
+    """Raises `SettingsError` where API_TOKEN_FILE cannot be used."""
+    access = Access(settings)
+    pages = Pages()
+    streams = Streams(schema)
+    closing = asyncio.Event()
+
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[State]:
+        pages.warn_when_missing()
         async with (
-            await create_pool(settings, name="server", size=POOL_SIZE) as pool,
+            create_pool(settings, name="server", size=POOL_SIZE) as pool,
             open_redis(settings, retries=REDIS_RETRIES) as redis,
+            open_live(settings, redis, limits.prices_behind) as live,
         ):
-            yield {"pool": pool, "redis": redis, "settings": settings}
+            yield {
+                "pool": pool,
+                "redis": redis,
+                "settings": settings,
+                "access": access,
+                "live": live,
+                "streams": streams,
+                "closing": closing,
+            }
 
     cors = Middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origins,
         allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type"],
+        allow_headers=["Authorization", "Content-Type", "Accept"],
+        expose_headers=["ETag"],
+        max_age=PREFLIGHT_SECONDS,
     )
-    return Starlette(
+    app = API(
         routes=[
             # Not a Mount: that answers POST /graphql with a redirect.
-            Route("/graphql", GraphQLView(schema)),
+            Route("/graphql", GraphiQLInBrowsers(GraphQLView(schema), pages)),
+            WebSocketRoute("/graphql", Sockets(streams, limits)),
             Route("/livez", livez),
             Route("/readyz", readyz),
             Route("/schema.graphql", sdl),
-            Route("/", home),
+            Route("/", pages.dashboard),
+            Route("/assets/{name}", pages.asset),
         ],
-        middleware=[*([cors] if settings.cors_origins else []), Middleware(PlannedExecution, schema)],
+        middleware=[cors] if settings.cors_origins else [],
         lifespan=lifespan,
     )
+    app.trusted_hops = settings.forwarded_allow_ips
+    app.state.closing = closing
+    return app
 
 
-async def sdl(_: Request) -> Response:
-    return PlainTextResponse(schema.as_str() + "\n")
+class API(Starlette):
+    trusted_hops: tuple[str, ...] = ()
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Middleware, planned answers, and only then Starlette's own layers: those cost as much as such an answer."""
+        outside, self.user_middleware = self.user_middleware, []
+        app: ASGIApp = NoSniffing(super().build_middleware_stack())
+        app = ProxyHeadersMiddleware(app, list(self.trusted_hops))  # type: ignore[assignment,arg-type]  # uvicorn's types
+        app = PlannedExecution(app, schema)
+        for middleware in reversed(outside):
+            app = middleware.cls(app, *middleware.args, **middleware.kwargs)
+        return app
 
 
-async def home(_: Request) -> Response:
-    return RedirectResponse("/graphql")
+class NoSniffing:
+    """ASGI middleware: no browser is to take an answer for anything but what it says it is."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = message.get("headers", [])
+                if all(name.lower() != NO_SNIFFING[0] for name, _ in headers):
+                    message["headers"] = [*headers, NO_SNIFFING]
+            await send(message)
+
+        await self._app(scope, receive, send_marked if scope["type"] == "http" else send)
+
+
+async def sdl(request: Request) -> Response:
+    """As plain text, which a browser shows; for GraphQL's own media type, which nobody registered, it has no viewer."""
+    headers = {"ETag": SDL_ETAG, "Cache-Control": "no-cache"}
+    if SDL_ETAG in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return PlainTextResponse(SDL, headers=headers)

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 import strawberry
 from arq.connections import ArqRedis
 
+from server.access import UNKNOWN_CLIENT
 from server.limits import weigh
+from server.live import Live
 from shared.db import Pool
 from shared.errors import BadUserInput, QueryTooComplex, Unauthenticated, UnknownTicker
 from shared.settings import Settings
@@ -15,6 +17,7 @@ MAX_ROWS = 20_000
 "Rows that all fields of one request may ask for together."
 
 MAX_VALUES = 200_000
+_TOKEN_NEEDED = "This needs the header `Authorization: Bearer <API_TOKEN>`."  # noqa: S105  words, no token
 MAX_TICKERS = 1000
 
 
@@ -24,6 +27,10 @@ class Context:
     redis: ArqRedis
     settings: Settings
     is_authenticated: bool = False
+    live: Live | None = None
+    "Where subscriptions can be had: not with a plain request."
+    client: str = UNKNOWN_CLIENT
+    "Whose fetches are counted together."
     rows_asked_for: int = field(default=0, init=False)
     values_asked_for: int = field(default=0, init=False)
 
@@ -55,10 +62,20 @@ class Context:
             raise QueryTooComplex(f"All rows of one request may have {MAX_VALUES} values together, no more.")
         return limit
 
+    @property
+    def following(self) -> Live:
+        assert self.live is not None, "a subscription over plain HTTP is refused before it is run"  # noqa: S101
+        return self.live
+
     def require_token(self) -> None:
-        """For mutations. Raises `Unauthenticated` unless the request carries the token, or none is set."""
-        if self.settings.api_token is not None and not self.is_authenticated:
-            raise Unauthenticated("This needs the header `Authorization: Bearer <API_TOKEN>`.")
+        """For mutations. Raises `Unauthenticated` unless the request carries a token, or none is set."""
+        if self.settings.has_token and not self.is_authenticated:
+            raise Unauthenticated(_TOKEN_NEEDED)
+
+    def require_token_for_reads(self) -> None:
+        """For whatever is asked. Raises `Unauthenticated` where that needs a token, too."""
+        if self.settings.require_token_for_reads and not self.is_authenticated:
+            raise Unauthenticated(_TOKEN_NEEDED)
 
 
 Info = strawberry.Info[Context, None]

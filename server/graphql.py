@@ -1,72 +1,224 @@
-"""GraphQL over HTTP: Strawberry's view, with our context, and a coded JSON answer to what is no GraphQL request."""
+"""GraphQL over HTTP: how a request is read and what its answer looks like; its execution is the schema's.
 
-import hmac
+Instead of Strawberry's view, which knows one media type and one status of an answer, and refuses in plain text: here an
+answer is what the client accepts, and whatever is no GraphQL request gets a coded one too.
+"""
+
 import json
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
-from cross_web import HTTPException
-from starlette.requests import Request
+from graphql import GraphQLError
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.websockets import WebSocket
-from strawberry.asgi import GraphQL
+from starlette.types import Receive, Scope, Send
+from strawberry.http import process_result
+from strawberry.schema.exceptions import CannotGetOperationTypeError
+from strawberry.types import ExecutionResult
+from strawberry.types.graphql import OperationType
+from strawberry.utils.operation import get_operation_type
 
+from server.access import client_of, is_authenticated
 from server.context import Context
-from shared.settings import Settings
+from server.limits import load_document
+from server.negotiation import EVENT_STREAM, GRAPHQL_RESPONSE, JSON, is_json, response_type
+from server.schema import Schema
+from server.sse import event_stream
+from shared.errors import BadUserInput, ServiceError, Unauthenticated
 
 MAX_BODY_BYTES = 1024 * 1024
+METHODS = "GET, HEAD, OPTIONS, POST"
 
 
-class GraphQLView(GraphQL[Context, None]):
-    async def run(self, request: Any, *arguments: Any, **options: Any) -> Any:
+class Refused(Exception):
+    """The request is none that could be executed. `allow`: the methods that are, for status 405."""
+
+    def __init__(self, status: int, message: str, allow: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.allow = allow
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a GraphQL request says, however it was sent."""
+
+    query: str
+    operation_name: str | None
+    variables: dict[str, Any] | None
+
+    @property
+    def operation_type(self) -> OperationType | None:
+        """`None` where the document is none or has no such operation: executing it says what is wrong."""
         try:
-            await _refuse_large_body(request)
-            return await super().run(request, *arguments, **options)
-        except HTTPException as error:
-            return refusal(error.status_code, error.reason)
+            return get_operation_type(load_document(self.query), self.operation_name)
+        except (GraphQLError, ServiceError, RuntimeError):
+            return None
 
-    async def get_context(self, request: Request | WebSocket, response: Response | WebSocket) -> Context:
-        state = request.state
-        return Context(state.pool, state.redis, state.settings, _is_authenticated(request, state.settings))
 
-    def parse_json(self, data: str | bytes) -> Any:
-        value = super().parse_json(data)
-        if isinstance(data, bytes) and not isinstance(value, dict | list):  # text is a parameter of a GET
-            raise HTTPException(400, "A request is a JSON object with a `query`.")
-        return value
+class GraphQLView:
+    """The ASGI application behind the route."""
 
-    def decode_json(self, data: str | bytes) -> object:
+    def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(ClientDisconnect):  # before all of the body was here
+            response = await self._answer(Request(scope, receive))
+            await response(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response:
+        accept = b", ".join(value for name, value in request.scope["headers"] if name == b"accept") or None
+        media_type = response_type(accept)
         try:
-            return json.loads(data)
-        except (ValueError, RecursionError) as error:
-            # Not UTF-8, a number of thousands of digits, brackets without end: all of it is no JSON to us.
-            raise json.JSONDecodeError(str(error), "", 0) from error
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers={"Allow": METHODS})
+            if request.method not in {"GET", "HEAD", "POST"}:
+                raise Refused(405, "GraphQL is asked by GET or POST.", METHODS)
+            if media_type is None or (media_type is EVENT_STREAM and request.method == "HEAD"):
+                raise Refused(
+                    406, "Answers are application/graphql-response+json, application/json or text/event-stream."
+                )
+            context = _context(request)
+            context.require_token_for_reads()
+            parameters = await _read_body(request) if request.method == "POST" else _read_url(request)
+            _refuse_operation(parameters.operation_type, request.method, media_type)
+            if media_type is EVENT_STREAM:
+                return self._stream(request, context, parameters)
+            return await self._execute(context, parameters, media_type)
+        except Refused as refused:
+            response = _json_response({"errors": [_bad_input(str(refused)).formatted]}, refused.status, media_type)
+            if refused.allow:
+                response.headers["Allow"] = refused.allow
+            return response
+        except Unauthenticated as error:
+            refusal = GraphQLError(str(error), original_error=error)
+            response = _json_response({"errors": [refusal.formatted]}, 401, media_type)
+            response.headers["WWW-Authenticate"] = "Bearer"
+            return response
+
+    async def _execute(self, context: Context, parameters: Parameters, media_type: bytes) -> Response:
+        try:
+            result = await self._schema.execute(
+                parameters.query,
+                variable_values=parameters.variables,
+                context_value=context,
+                operation_name=parameters.operation_name,
+            )
+        except CannotGetOperationTypeError as error:
+            result = ExecutionResult(None, [_bad_input(error.as_http_error_reason())])
+        answer = process_result(result)
+        if _is_request_error(result):
+            del answer["data"]
+        return _json_response(answer, _status(result, media_type), media_type)
+
+    def _stream(self, request: Request, context: Context, parameters: Parameters) -> Response:
+        """Errors of GraphQL's come as an event here: a browser's `EventSource` shows nothing of another status."""
+        streams, closing = request.state.streams, request.state.closing
+        answers = streams.answers(context, parameters.query, parameters.variables, parameters.operation_name)
+        return event_stream(answers, closing)
 
 
-def refusal(status: int, message: str) -> Response:
-    """An answer to what is no GraphQL request, in the shape that GraphQL clients read."""
-    body = {"errors": [{"message": message, "extensions": {"code": "BAD_USER_INPUT"}}]}
-    # ASCII, for the message may quote half a surrogate pair.
-    headers = {"Allow": "GET, POST"} if status == 405 else None
-    return Response(json.dumps(body), status, headers, media_type="application/json")
+def _context(request: Request) -> Context:
+    state = request.state
+    scope = request.scope
+    return Context(
+        state.pool, state.redis, state.settings, is_authenticated(scope), state.live, client=client_of(scope)
+    )
 
 
-async def _refuse_large_body(request: Request) -> None:
-    """Read the body, which Starlette keeps for the view, but no further than is allowed."""
-    length = 0
-    chunks = []
+def _json_response(answer: object, status: int, media_type: bytes | None) -> Response:
+    """In JSON, whose media type the client accepts or, of a refusal, would have to."""
+    # ASCII, for a message may quote half a surrogate pair.
+    response = Response(json.dumps(answer, separators=(",", ":")), status)
+    response.headers["Content-Type"] = (GRAPHQL_RESPONSE if media_type is GRAPHQL_RESPONSE else JSON).decode()
+    response.headers["Vary"] = "Accept"
+    return response
+
+
+def read_json(data: str | bytes) -> object:
+    """Raises `json.JSONDecodeError` for whatever is no JSON in UTF-8."""
+    try:
+        return _DECODER.decode(data if isinstance(data, str) else data.decode())
+    except (ValueError, RecursionError) as error:
+        # A number of thousands of digits and brackets without end are no JSON to us either.
+        raise json.JSONDecodeError(str(error), "", 0) from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _bad_input(message: str) -> GraphQLError:
+    return GraphQLError(message, original_error=BadUserInput(message))
+
+
+def _is_request_error(result: ExecutionResult) -> bool:
+    """Nothing was executed: an error of a field says which, by its path."""
+    return result.data is None and bool(result.errors) and not any(error.path for error in result.errors or [])
+
+
+def _status(result: ExecutionResult, media_type: bytes) -> int:
+    """As `application/json`, an answer with another status might be that of anything between client and server."""
+    if media_type is not GRAPHQL_RESPONSE or not _is_request_error(result):
+        return 200
+    codes = {(error.extensions or {}).get("code") for error in result.errors or []}
+    return 500 if "INTERNAL_SERVER_ERROR" in codes else 400
+
+
+def _refuse_operation(operation_type: OperationType | None, method: str, media_type: bytes) -> None:
+    if operation_type is OperationType.MUTATION and method != "POST":
+        raise Refused(405, "A mutation is asked by POST.", "POST")
+    if operation_type is OperationType.SUBSCRIPTION and media_type is not EVENT_STREAM:
+        raise Refused(406, "A subscription is answered over WebSocket, or as text/event-stream.")
+
+
+async def _read_body(request: Request) -> Parameters:
+    content_type = b", ".join(value for name, value in request.scope["headers"] if name == b"content-type")
+    if not is_json(content_type):
+        raise Refused(415, "A request's body is application/json, in UTF-8.")
+    length, chunks = 0, []
     async for chunk in request.stream():
         length += len(chunk)
         if length > MAX_BODY_BYTES:
-            raise HTTPException(413, f"A request may have {MAX_BODY_BYTES} bytes, no more.")
+            raise Refused(413, f"A request may have {MAX_BODY_BYTES} bytes, no more.")
         chunks.append(chunk)
-    request._body = b"".join(chunks)
+    body = _read("The body", b"".join(chunks))
+    if isinstance(body, list):
+        raise Refused(400, "A request is one JSON object; several at once are not answered.")
+    if not isinstance(body, dict):
+        raise Refused(400, "A request is a JSON object with a `query`.")
+    return _parameters(body)
 
 
-def _is_authenticated(request: Request | WebSocket, settings: Settings) -> bool:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    # In constant time: how much of a guess was right must not show.
-    return (
-        settings.api_token is not None
-        and scheme.lower() == "bearer"
-        and hmac.compare_digest(token.strip().encode(), settings.api_token.encode())
-    )
+def _read_url(request: Request) -> Parameters:
+    """An empty parameter is none."""
+    given: dict[str, Any] = {name: value for name, value in request.query_params.items() if value}
+    for name in given.keys() & {"variables", "extensions"}:
+        given[name] = _read(f"`{name}`", given[name])
+    return _parameters(given)
+
+
+def _read(name: str, text: str | bytes) -> object:
+    try:
+        return read_json(text)
+    except json.JSONDecodeError as error:
+        raise Refused(400, f"{name} is no JSON.") from error
+
+
+def _parameters(given: dict[str, Any]) -> Parameters:
+    match given.get("query"):
+        case str(query) if query:
+            pass
+        case _:
+            raise Refused(400, "`query` is the text of a GraphQL document.")
+    if not isinstance(given.get("operationName"), str | None):
+        raise Refused(400, "`operationName` is a text or null.")
+    for name in ("variables", "extensions"):
+        if not isinstance(given.get(name), dict | None):
+            raise Refused(400, f"`{name}` is an object or null.")
+    return Parameters(query, given.get("operationName"), given.get("variables"))

@@ -5,9 +5,10 @@ Planned: documents whose root fields are `latestPrice`, `latestPrices`, `priceHi
 root field.
 """
 
+import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -28,26 +29,16 @@ from graphql import (
 from graphql.execution.values import VariableValues
 from strawberry.schema.schema import validate_document
 
+from server.answers import shift_parameters, write_answer, write_member, write_typename
 from server.context import Context
-from server.limits import MAX_LENGTH, load_document
+from server.limits import MAX_LENGTH, load_document, weigh
 from server.schema import Schema
 from server.schema.prices import history_parameters, latest_parameters, latest_prices_parameters, period_parameters
+from server.variables import NotPlain, Readers, plain_readers, read_plain, split_arguments
 from shared import prices
 from shared.errors import ServiceError
 
 CACHED_PLANS = 256
-
-_INSTANT = """to_char({}, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
-
-# How a column is written, without the quotes around it; a test holds each against the scalar it stands for.
-_COLUMNS = {
-    "ticker": ("ticker", True),
-    "price": ("price", True),
-    "timestamp": (_INSTANT.format("timestamp"), True),
-    "observedAt": (_INSTANT.format("observed_at"), True),
-    "source": ("source", True),
-    "testnet": ("testnet::text", False),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +69,19 @@ class Root:
     nodes: tuple[FieldNode, ...]
     definition: GraphQLField
     read: Read
-    width: int
-    "Fields of a row."
-    constants: dict[str, Any] | None
-    "The arguments' values, where the operation has no variables that could change them."
+    constants: dict[str, Any]
+    "What the resolver is given whatever the variables are."
+    variables: tuple[tuple[str, str], ...] | None
+    "Its other arguments and the variables they are; `None` where it is not as plain as that."
+
+    def plain_parameters(self, context: Context, values: Mapping[str, Any]) -> tuple[object, ...]:
+        given = {name: values[variable] for name, variable in self.variables or ()}
+        return self.read.parameters(context, **self.constants, **given)
 
     def parameters(self, context: Context, variables: VariableValues | None) -> tuple[object, ...]:
-        values = self.constants or self.values(variables)
-        return self.read.parameters(context, **values, **({"width": self.width} if self.read.is_limited else {}))
-
-    def values(self, variables: VariableValues | None) -> dict[str, Any]:
         values = get_argument_values(self.definition, self.nodes[0], variables)
-        return {_snake_case(name): value for name, value in values.items()}
+        given = {_snake_case(name): value for name, value in values.items()}
+        return self.read.parameters(context, **{**self.constants, **given})
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +89,8 @@ class Plan:
     operation: OperationDefinitionNode
     roots: tuple[Root, ...]
     sql: str
+    readers: Readers | None
+    "For variables that need no coercion; `None` where they, or what they stand in, may."
     nothing: dict[str, str | None]
     "The answer's data when PostgreSQL is away."
 
@@ -118,18 +112,25 @@ class Planner:
 
     def parameters(self, plan: Plan, context: Context, variables: Mapping[str, Any] | None) -> list[object]:
         """The statement's parameters. Raises `Unplanned` where a resolver, or GraphQL, would refuse an argument."""
-        coerced = None
-        if plan.operation.variable_definitions:
-            definitions, given = plan.operation.variable_definitions, dict(variables or {})
-            # One error is enough to know that this is for Strawberry; a million would take half a minute to write.
-            values = get_variable_values(self._schema, definitions, given, max_errors=1)
-            if not isinstance(values, VariableValues):
-                raise Unplanned
-            coerced = values
         try:
+            if plan.readers is not None:
+                with contextlib.suppress(NotPlain):
+                    values = read_plain(plan.readers, variables or {})
+                    return [value for root in plan.roots for value in root.plain_parameters(context, values)]
+            coerced = self._coerce(plan, variables)
             return [value for root in plan.roots for value in root.parameters(context, coerced)]
         except (ServiceError, GraphQLError) as error:
             raise Unplanned from error
+
+    def _coerce(self, plan: Plan, variables: Mapping[str, Any] | None) -> VariableValues | None:
+        definitions = plan.operation.variable_definitions
+        if not definitions:
+            return None
+        # One error is enough to know that this is for Strawberry; a million would take half a minute to write.
+        values = get_variable_values(self._schema, definitions, dict(variables or {}), max_errors=1)
+        if not isinstance(values, VariableValues):
+            raise Unplanned
+        return values
 
     def _plan(self, query: str, operation_name: str | None) -> Plan | None:
         try:
@@ -152,31 +153,39 @@ class Planner:
             raise Unplanned
         roots: list[Root] = []
         nothing: dict[str, str | None] = {}
-        written: list[str] = []
+        members: list[str] = []
         first = 0
         for key, nodes in _collect([operation.selection_set], fragments).items():
             name = nodes[0].name.value
             if name == "__typename":
-                written.append(f'\'"{key}":"Query"\'')
+                members.append(write_typename(key, "Query"))
                 nothing[key] = "Query"
                 continue
-            if name not in READS:
-                raise Unplanned
-            read = READS[name]
-            if any(argument.name.value == "maxAgeSeconds" for argument in nodes[0].arguments or ()):
-                raise Unplanned
             columns = _collect((node.selection_set for node in nodes), fragments)
-            root = Root(key, tuple(nodes), self._query_fields[name], read, len(columns), None)
-            roots.append(root if operation.variable_definitions else replace(root, constants=root.values(None)))
+            # As resolvers count them: a field that fragments repeat counts again.
+            width = sum(weigh(node.selection_set, fragments).fields for node in nodes if node.selection_set)
+            root = self._root(key, nodes, width)
+            base, first = shift_parameters(root.read.statement, first)
+            fields = [(key, same[0].name.value) for key, same in columns.items()]
+            members.append(write_member(key, base, fields, is_list=root.read.is_list))
+            roots.append(root)
             nothing[key] = None
-            row = _write_row(columns)
-            base, first = _shift_parameters(read.statement, first)
-            value, empty = (f"'[' || string_agg({row}, ',') || ']'", "[]") if read.is_list else (row, "null")
-            written.append(f"'\"{key}\":' || coalesce((select {value} from ({base}) as row), '{empty}')")
         if not roots:
             raise Unplanned
-        sql = "select '{\"data\":{' || " + " || ',' || ".join(written) + " || '}}'"
-        return Plan(operation, tuple(roots), sql, nothing)
+        is_plain = all(root.variables is not None for root in roots)
+        readers = plain_readers(self._schema, operation.variable_definitions or ()) if is_plain else None
+        return Plan(operation, tuple(roots), write_answer(members), readers, nothing)
+
+    def _root(self, key: str, nodes: Sequence[FieldNode], width: int) -> Root:
+        name = nodes[0].name.value
+        if name not in READS or any(argument.name.value == "maxAgeSeconds" for argument in nodes[0].arguments or ()):
+            raise Unplanned
+        read, definition = READS[name], self._query_fields[name]
+        constants, variables = {"width": width} if read.is_limited else {}, None
+        if arguments := split_arguments(definition, nodes[0]):
+            constants |= {_snake_case(name): value for name, value in arguments[0].items()}
+            variables = tuple((_snake_case(name), variable) for name, variable in arguments[1].items())
+        return Root(key, tuple(nodes), definition, read, constants, variables)
 
 
 def _collect(
@@ -213,26 +222,6 @@ def _fields(
                 if name not in spread:
                     spread.add(name)
                     yield from _fields(fragments[name].selection_set, fragments, spread)
-
-
-def _write_row(fields: Mapping[str, list[FieldNode]]) -> str:
-    """A price as JSON, in SQL. Keys are GraphQL names and tickers index names: neither needs escaping."""
-    text = "'{"
-    for position, (key, nodes) in enumerate(fields.items()):
-        text += f'{"," if position else ""}"{key}":'
-        if nodes[0].name.value == "__typename":
-            text += '"Price"'
-        else:
-            column, is_quoted = _COLUMNS[nodes[0].name.value]
-            quote = '"' if is_quoted else ""
-            text += f"{quote}' || {column} || '{quote}"
-    return text + "}'"
-
-
-def _shift_parameters(statement: str, first: int) -> tuple[str, int]:
-    """The statement with its parameters numbered after the first `first`, and how many there are then."""
-    numbers = [int(number) for number in re.findall(r"\$(\d+)", statement)]
-    return re.sub(r"\$(\d+)", lambda match: f"${int(match[1]) + first}", statement), first + max(numbers)
 
 
 @lru_cache(maxsize=64)

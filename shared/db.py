@@ -2,17 +2,18 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import Any
 
 import asyncpg
 
 from shared.errors import StorageUnavailable
+from shared.pool import Connection
+from shared.pool import Pool as Pool
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 
 DEADLINE_SECONDS = 1.7
 "A client is promised an answer within 2 s when PostgreSQL is away or hangs; the rest is for the answer itself."
@@ -27,7 +28,7 @@ _CONNECT_SECONDS = 1.0
 _AWAY = (
     OSError,
     TimeoutError,
-    asyncpg.InterfaceError,  # the pool's connection was lost while a statement was under way
+    asyncpg.InterfaceError,  # the connection was lost while a statement was under way
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # shutting down, starting up, statement cancelled
     asyncpg.InsufficientResourcesError,  # disk full, too many connections
@@ -40,56 +41,54 @@ _AWAY = (
 )
 
 
-async def create_pool(settings: Settings, *, name: str, size: int = 10) -> Pool:
+def create_pool(settings: Settings, *, name: str, size: int = 10) -> Pool:
     """A pool that connects when first used, so that a process starts, and recovers, without PostgreSQL.
 
     `name` is shown in `pg_stat_activity`; `size` is the most connections it opens.
     """
-    pool: Pool = await asyncpg.create_pool(
-        settings.database_url,
-        min_size=0,
-        max_size=size,
-        timeout=_CONNECT_SECONDS,
-        reset=_keep,
-        statement_cache_size=300,
-        server_settings={
-            "application_name": name,
-            "timezone": "UTC",
-            # A LIMIT that is a parameter would otherwise be planned anew on every call.
-            "plan_cache_mode": "force_generic_plan",
-            "jit": "off",
-            # What a client has stopped waiting for must not run on: cancelled here, PostgreSQL would never know.
-            "statement_timeout": str(STATEMENT_SECONDS * 1000),
-            "lock_timeout": str(LOCK_SECONDS * 1000),
-        },
-    )
-    return pool
 
+    async def connect() -> Connection:
+        return await asyncpg.connect(
+            settings.database_url,
+            timeout=_CONNECT_SECONDS,
+            statement_cache_size=300,
+            server_settings={
+                "application_name": name,
+                "timezone": "UTC",
+                "datestyle": "ISO",
+                # A LIMIT that is a parameter would otherwise be planned anew on every call.
+                "plan_cache_mode": "force_generic_plan",
+                "jit": "off",
+                # What a client has stopped waiting for must not run on: cancelled here, PostgreSQL would never know.
+                "statement_timeout": str(STATEMENT_SECONDS * 1000),
+                "lock_timeout": str(LOCK_SECONDS * 1000),
+            },
+        )
 
-async def _keep(_: object) -> None:
-    """Leave a connection that goes back to the pool as it is: no statement here changes its session."""
+    return Pool(connect, size)
 
 
 async def fetch(pool: Pool, sql: str, *arguments: object, timeout: float = DEADLINE_SECONDS) -> list[asyncpg.Record]:
     """Run one statement, answer its rows. Raises `StorageUnavailable` after `timeout` seconds or without PostgreSQL."""
     try:
-        async with asyncio.timeout(timeout):
-            connection = await pool.acquire()
-            try:
-                return await connection.fetch(sql, *arguments)
-            except (TimeoutError, asyncio.CancelledError):
-                # Given back as it is, it would first wait for a silent server to confirm the cancellation.
-                connection.terminate()
-                raise
-            finally:
-                await pool.release(connection)
+        deadline = time.monotonic() + timeout
+        connection = pool.take_idle(deadline) or await pool.take(deadline)
+        try:
+            return await connection.fetch(sql, *arguments)
+        except asyncio.CancelledError:
+            # A silent server would have to confirm the cancellation before this connection could be used again.
+            connection.terminate()
+            raise
+        finally:
+            pool.give_back(connection)
     except _AWAY as error:
         if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
             raise  # an argument that does not fit its parameter is our fault, not the storage's
         logger.warning("storage is away: %s", describe(error))
         raise StorageUnavailable(
             "The price storage is unavailable; try again shortly.",
-            is_answered=isinstance(error, asyncpg.PostgresError),
+            is_answered=isinstance(error, asyncpg.PostgresError)
+            and not isinstance(error, asyncpg.PostgresConnectionError),
         ) from error
 
 

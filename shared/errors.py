@@ -5,7 +5,8 @@ ServiceError
 ├── UnknownTicker       not among the tickers collected here
 ├── PriceStale          older than the caller allows
 ├── QueryTooComplex     more rows asked for than one request may
-├── Unauthenticated     a mutation without the right token
+├── Unauthenticated     without the right token, where one is needed
+├── RateLimited         more fetches asked for than are made in a minute
 ├── StorageUnavailable  PostgreSQL is away
 └── QueueUnavailable    Redis is away
 
@@ -44,6 +45,19 @@ class QueryTooComplex(ServiceError):
 
 class Unauthenticated(ServiceError):
     code = "UNAUTHENTICATED"
+
+
+class RateLimited(ServiceError):
+    code = "RATE_LIMITED"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        """`retry_after`: seconds, at least one."""
+        super().__init__(message)
+        self.retry_after = retry_after
+
+    @property
+    def extensions(self) -> dict[str, Any]:
+        return {"code": self.code, "retryAfter": self.retry_after}
 
 
 class StorageUnavailable(ServiceError):

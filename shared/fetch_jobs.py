@@ -20,15 +20,21 @@ from arq.jobs import serialize_job
 
 from shared.prices import Price, dump_price, load_price
 from shared.queue import FETCH_PRICES, serialize
+from shared.rate_limit import TAKE, Limit, arguments, refusal
 
 KEEP_FINISHED_SECONDS = 3600
 _KEEP_QUEUED_SECONDS = 86_400
 
-# KEYS: pointer to the unfinished fetch of these tickers, new record, new arq job, queue.
-# ARGV: new id, tickers, now (µs), now (ms), arq job, seconds to keep, prefixes of records and of arq jobs.
-# Answers the id of the fetch that is queued or running, else of the new one. A pointer whose arq job is gone (it
-# expired, or gave up) holds nobody back.
-_ENQUEUE = """
+CHANGES = "fetch-changes"
+"The channel on which the id of a fetch is published when it has started or ended."
+
+# KEYS: pointer to the unfinished fetch of these tickers, new record, new arq job, queue; then the limits'.
+# ARGV: new id, tickers, now (µs), now (ms), arq job, seconds to keep, prefixes of records and of arq jobs; then the
+# limits'. Answers the id of the fetch that is queued or running, which no limit counts, else of the new one; or how
+# long to wait and for which limit. A pointer whose arq job is gone (it expired, or gave up) holds nobody back.
+_ENQUEUE = (
+    TAKE
+    + """
 local running = redis.call('get', KEYS[1])
 if running
     and redis.call('exists', ARGV[8] .. running) == 1
@@ -37,6 +43,10 @@ if running
 then
     return running
 end
+local refused = take({unpack(KEYS, 5)}, {unpack(ARGV, 9)})
+if refused[2] > 0 then
+    return refused
+end
 redis.call('hset', KEYS[2], 'tickers', ARGV[2], 'enqueued_at', ARGV[3])
 redis.call('expire', KEYS[2], ARGV[6])
 redis.call('set', KEYS[3], ARGV[5], 'ex', ARGV[6])
@@ -44,6 +54,7 @@ redis.call('zadd', KEYS[4], ARGV[4], ARGV[1])
 redis.call('set', KEYS[1], ARGV[1], 'ex', ARGV[6])
 return ARGV[1]
 """
+)
 
 
 class FetchStatus(StrEnum):
@@ -78,20 +89,25 @@ def is_job_id(text: str) -> bool:
     return re.fullmatch("[0-9a-f]{32}", text) is not None
 
 
-async def enqueue_fetch_prices(redis: ArqRedis, tickers: Sequence[str]) -> FetchJob:
-    """Ask for these tickers now. While the same fetch is queued or running, answers that one."""
+async def enqueue_fetch_prices(redis: ArqRedis, tickers: Sequence[str], limits: Sequence[Limit] = ()) -> FetchJob:
+    """Ask for these tickers now. While the same fetch is queued or running, answers that one.
+
+    Raises `RateLimited` where a new one is not within the limits, and counts nothing then.
+    """
     tickers = sorted(tickers)
     job_id = uuid.uuid4().hex
     now = time.time_ns()
     arq_job = serialize_job(FETCH_PRICES, (tickers,), {}, None, now // 1_000_000, serializer=serialize)
-    answered: bytes = await redis.execute_command(
+    keys, most = arguments(limits)
+    answered: bytes | list[int] = await redis.execute_command(
         "EVAL",
         _ENQUEUE,
-        4,
+        4 + len(keys),
         f"fetch-running:{','.join(tickers)}",
         _key(job_id),
         job_key_prefix + job_id,
         default_queue_name,
+        *keys,
         job_id,
         json.dumps(tickers),
         now // 1000,
@@ -100,7 +116,11 @@ async def enqueue_fetch_prices(redis: ArqRedis, tickers: Sequence[str]) -> Fetch
         _KEEP_QUEUED_SECONDS,
         _key(""),
         job_key_prefix,
+        *most,
     )
+    if isinstance(answered, list):
+        wait, last = answered
+        raise refusal(limits[last - 1], wait)
     job = await select_fetch_job(redis, answered.decode())
     assert job is not None  # noqa: S101  it was written, or found, a moment ago
     return job
@@ -139,7 +159,8 @@ async def start_fetch_job(redis: ArqRedis, job_id: str) -> bool:
     async with redis.pipeline(transaction=True) as pipe:
         pipe.hsetnx(_key(job_id), "started_at", str(time.time_ns() // 1000))
         pipe.hexists(_key(job_id), "finished_at")
-        _, is_finished = await pipe.execute()
+        pipe.publish(CHANGES, job_id)
+        _, is_finished, _ = await pipe.execute()
     return not is_finished
 
 
@@ -156,6 +177,7 @@ async def finish_fetch_job(
     async with redis.pipeline(transaction=True) as pipe:
         pipe.hset(_key(job_id), mapping=record)
         pipe.expire(_key(job_id), KEEP_FINISHED_SECONDS)
+        pipe.publish(CHANGES, job_id)
         await pipe.execute()
 
 

@@ -62,7 +62,7 @@ async def announce_when_ready(settings: Settings, began: float) -> None:
     query = f'{{ latestPrice(ticker: "{settings.tickers[0]}") {{ ticker price timestamp observedAt testnet }} }}'
     body = shlex.quote(json.dumps({"query": query}))
     say(
-        f"\nReady after {time.monotonic() - began:.1f} s. GraphiQL: {url}/graphql\n"
+        f"\nReady after {time.monotonic() - began:.1f} s. Dashboard: {url}/  GraphiQL: {url}/graphql\n"
         f"For example:\n\n  curl -s {url}/graphql -H 'content-type: application/json' -d {body}\n"
     )
 

@@ -7,8 +7,6 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-import asyncpg
-
 from shared.db import WRITE_SECONDS, Pool, columns, fetch, fetch_row, write
 
 
@@ -31,13 +29,13 @@ class Price:
 
 
 # The enum travels as text: asyncpg would otherwise look its type up on every new connection.
-_COLUMNS = "ticker, price, timestamp, observed_at, source::text as source, testnet"
+COLUMNS = "ticker, price, timestamp, observed_at, source::text as source, testnet"
 
 
 # The statements of the four reads, named because they are run as they are, or with their answer written as JSON.
 
 LATEST_PRICE = f"""
-    select {_COLUMNS}
+    select {COLUMNS}
     from prices
     where ticker = $1
     order by timestamp desc
@@ -48,7 +46,7 @@ LATEST_PRICES = f"""
     select latest.*
     from unnest($1::text[]) with ordinality as wanted (ticker, position)
     cross join lateral (
-        select {_COLUMNS}
+        select {COLUMNS}
         from prices
         where prices.ticker = wanted.ticker collate "C"
         order by timestamp desc
@@ -58,7 +56,7 @@ LATEST_PRICES = f"""
 """
 
 PRICE_HISTORY = f"""
-    select {_COLUMNS}
+    select {COLUMNS}
     from prices
     where ticker = $1
       and timestamp < coalesce($2, 'infinity'::timestamptz)
@@ -67,7 +65,7 @@ PRICE_HISTORY = f"""
 """
 
 PRICES_IN_PERIOD = f"""
-    select {_COLUMNS}
+    select {COLUMNS}
     from prices
     where ticker = $1
       and timestamp >= $2
@@ -80,12 +78,12 @@ PRICES_IN_PERIOD = f"""
 
 async def select_latest_price(pool: Pool, ticker: str) -> Price | None:
     row = await fetch_row(pool, LATEST_PRICE, ticker)
-    return _price(row) if row else None
+    return price_of(row) if row else None
 
 
 async def select_latest_prices(pool: Pool, tickers: Sequence[str]) -> list[Price]:
     """The newest price of each ticker that has one, in the order of `tickers`."""
-    return [_price(row) for row in await fetch(pool, LATEST_PRICES, list(tickers))]
+    return [price_of(row) for row in await fetch(pool, LATEST_PRICES, list(tickers))]
 
 
 async def select_first_timestamps(pool: Pool, tickers: Sequence[str]) -> dict[str, datetime]:
@@ -117,14 +115,14 @@ async def select_observed_tickers(pool: Pool, tickers: Sequence[str], slot: date
 
 async def select_price_history(pool: Pool, ticker: str, before: datetime | None, limit: int) -> list[Price]:
     """Newest first; `before` is exclusive."""
-    return [_price(row) for row in await fetch(pool, PRICE_HISTORY, ticker, before, limit)]
+    return [price_of(row) for row in await fetch(pool, PRICE_HISTORY, ticker, before, limit)]
 
 
 async def select_prices_in_period(
     pool: Pool, ticker: str, from_dt: datetime, to_dt: datetime, after: datetime | None, limit: int
 ) -> list[Price]:
     """Oldest first; both bounds inclusive, `after` exclusive."""
-    return [_price(row) for row in await fetch(pool, PRICES_IN_PERIOD, ticker, from_dt, to_dt, after, limit)]
+    return [price_of(row) for row in await fetch(pool, PRICES_IN_PERIOD, ticker, from_dt, to_dt, after, limit)]
 
 
 async def insert_prices(pool: Pool, prices: Iterable[Price], *, timeout: float = WRITE_SECONDS) -> list[Price]:
@@ -139,7 +137,7 @@ async def insert_prices(pool: Pool, prices: Iterable[Price], *, timeout: float =
         from unnest($1::text[], $2::numeric[], $3::timestamptz[], $4::timestamptz[], $5::text[], $6::boolean[])
             as fresh (ticker, price, timestamp, observed_at, source, testnet)
         -- Two writers that lock the same rows in the same order cannot deadlock.
-        order by ticker collate "C", timestamp
+        order by timestamp, ticker collate "C"
         on conflict (ticker, timestamp) do update
         set price = excluded.price,
             observed_at = excluded.observed_at,
@@ -147,14 +145,14 @@ async def insert_prices(pool: Pool, prices: Iterable[Price], *, timeout: float =
             testnet = excluded.testnet
         where prices.source = 'BACKFILLED'
           and excluded.source <> 'BACKFILLED'
-        returning {_COLUMNS}
+        returning {COLUMNS}
     """
     # One statement cannot touch a row twice, so of a repeat within the batch the first observation stands here too.
     unique: dict[tuple[str, datetime], Price] = {}
     for price in sorted(prices, key=lambda p: (p.source is PriceSource.BACKFILLED, p.observed_at)):
         unique.setdefault((price.ticker, price.timestamp), price)
     rows = [(p.ticker, p.price, p.timestamp, p.observed_at, p.source.value, p.testnet) for p in unique.values()]
-    return [_price(row) for row in await write(pool, sql, *columns(rows, 6), timeout=timeout)] if rows else []
+    return [price_of(row) for row in await write(pool, sql, *columns(rows, 6), timeout=timeout)] if rows else []
 
 
 def dump_price(price: Price) -> dict[str, Any]:
@@ -179,6 +177,7 @@ def load_price(record: dict[str, Any]) -> Price:
     )
 
 
-def _price(row: asyncpg.Record) -> Price:
+def price_of(row: Iterable[Any]) -> Price:
+    """From the values of `COLUMNS`."""
     ticker, price, timestamp, observed_at, source, testnet = row
     return Price(ticker, price, timestamp, observed_at, PriceSource(source), testnet)

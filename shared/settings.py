@@ -12,6 +12,8 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from shared.tokens import TOKEN_RULE, read_token_file, split_tokens
+
 TICKER_PATTERN = re.compile(r"[a-z0-9-]+_[a-z0-9]+")
 MAX_TICKER_LENGTH = 64
 
@@ -23,8 +25,12 @@ _ACCEPTED = {
     "FETCH_INTERVAL_SECONDS": "a divisor of 60, or a multiple of 60 that divides 3600",
     "HEAL_LOOKBACK_HOURS": "a whole number from 1 to 8760",
     "PORT": "a port number from 1 to 65535",
-    "API_TOKEN": "at least 8 printable ASCII characters without spaces",
+    "API_TOKEN": TOKEN_RULE,
+    "REQUIRE_TOKEN_FOR_READS": "1 or 0",
     "ALLOW_ANONYMOUS_MUTATIONS": "1 or 0",
+    "FETCH_LIMIT_PER_CLIENT": "a whole number from 0, which is no limit, to 1000000",
+    "FETCH_LIMIT_OVERALL": "a whole number from 0, which is no limit, to 1000000",
+    "FORWARDED_ALLOW_IPS": "comma-separated addresses and networks such as 127.0.0.1,10.0.0.0/8, or * for all",
     "CORS_ORIGINS": "comma-separated origins such as https://example.com, or * for all",
     "LOG_LEVEL": "debug, info, warning or error",
     "LOG_FORMAT": "console or json",
@@ -50,7 +56,12 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     api_token: str | None = Field(default=None, repr=False)
+    api_token_file: str | None = None
     allow_anonymous_mutations: bool = False
+    require_token_for_reads: bool = False
+    fetch_limit_per_client: int = Field(default=60, ge=0, le=1_000_000)
+    fetch_limit_overall: int = Field(default=300, ge=0, le=1_000_000)
+    forwarded_allow_ips: CommaSeparated = ("127.0.0.1", "::1")
     cors_origins: CommaSeparated = ()
     data_dir: str = ".data"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -122,17 +133,52 @@ class Settings(BaseSettings):
     @field_validator("api_token")
     @classmethod
     def _api_token(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[!-~]{8,}", value):
-            raise ValueError("too short or not printable")
+        if value is not None:
+            split_tokens(value)
         return value
 
+    @field_validator("forwarded_allow_ips", mode="before")
+    @classmethod
+    def _forwarded_allow_ips(cls, value: Any) -> Any:
+        networks = _split(value)
+        for network in set(networks) - {"*"}:
+            ipaddress.ip_network(network)
+        return networks
+
+    @property
+    def has_token(self) -> bool:
+        return self.api_token is not None or self.api_token_file is not None
+
+    def read_tokens(self) -> tuple[str, ...]:
+        """Those that are set now, from the variable or the file. Raises `SettingsError`, which tells none of them."""
+        if self.api_token_file is None:
+            return () if self.api_token is None else split_tokens(self.api_token)
+        try:
+            return read_token_file(self.api_token_file)
+        except ValueError as error:
+            raise SettingsError(f"API_TOKEN_FILE={self.api_token_file} is refused; {error}") from None
+
     def require_guarded_mutations(self) -> None:
-        """For the process that listens. Raises `SettingsError` where everyone on the network could run mutations."""
-        if not _is_loopback(self.host) and self.api_token is None and not self.allow_anonymous_mutations:
-            raise SettingsError(
+        """For the process that listens. Raises `SettingsError` where everyone on the network could run mutations, and
+        where it is not clear who may do what.
+        """
+        problems = []
+        if self.api_token is not None and self.api_token_file is not None:
+            problems.append("API_TOKEN and API_TOKEN_FILE are both set: keep one of them")
+        else:
+            try:
+                self.read_tokens()
+            except SettingsError as error:
+                problems.append(str(error))
+        if self.require_token_for_reads and not self.has_token:
+            problems.append("REQUIRE_TOKEN_FOR_READS=1 needs a token that lets somebody in: set API_TOKEN")
+        if not _is_loopback(self.host) and not self.has_token and not self.allow_anonymous_mutations:
+            problems.append(
                 f"HOST={self.host} listens beyond this machine while everyone may run mutations: set API_TOKEN, "
                 "or ALLOW_ANONYMOUS_MUTATIONS=1 to insist"
             )
+        if problems:
+            raise SettingsError("\n".join(problems))
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -68,7 +68,7 @@ def settings(servers: Servers) -> Settings:
 
 @pytest.fixture(scope="session")
 async def _pool(settings: Settings, _migrated: None) -> AsyncIterator[Pool]:
-    async with await create_pool(settings, name="tests") as pool:
+    async with create_pool(settings, name="tests") as pool:
         yield pool
 
 

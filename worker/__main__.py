@@ -110,7 +110,7 @@ def create_worker(worker: Worker, jobs: list[CronJob], **options: Any) -> arq.Wo
 async def run(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT, then finish what runs. Losing Redis or PostgreSQL ends nothing."""
     async with (
-        await create_pool(settings, name="worker", size=4) as pool,
+        create_pool(settings, name="worker", size=4) as pool,
         open_redis(settings, retries=REDIS_RETRIES, timeout=REDIS_SECONDS) as redis,
         create_http(settings) as http,
     ):

@@ -15,6 +15,7 @@ from server.scalars import SCALARS
 from server.schema.candles import CandleQuery
 from server.schema.coverage import CoverageQuery
 from server.schema.jobs import JobMutation, JobQuery
+from server.schema.live import Subscription
 from server.schema.prices import PriceQuery
 from server.schema.tickers import TickerQuery
 
@@ -54,6 +55,7 @@ class Schema(strawberry.Schema):
 schema = Schema(
     query=Query,
     mutation=Mutation,
+    subscription=Subscription,
     extensions=[DocumentLimits, lambda: ValidationCache(maxsize=CACHED_DOCUMENTS)],
     config=StrawberryConfig(scalar_map=SCALARS),
 )

@@ -11,6 +11,7 @@ from server.schema.prices import Price, Tickers
 from shared import fetch_jobs
 from shared.errors import BadUserInput
 from shared.queue import within_deadline
+from shared.rate_limit import limits_of
 
 JobId = Annotated[strawberry.ID, strawberry.argument(description="As fetchPrices answered it.")]
 
@@ -72,4 +73,6 @@ class JobMutation:
         names = context.tickers(tickers)
         if not names:
             raise BadUserInput("tickers is empty; accepted are one or more, or null for all.")
-        return await within_deadline(fetch_jobs.enqueue_fetch_prices(context.redis, names))
+        settings = context.settings
+        limits = limits_of(context.client, settings.fetch_limit_per_client, settings.fetch_limit_overall)
+        return await within_deadline(fetch_jobs.enqueue_fetch_prices(context.redis, names, limits))

@@ -29,6 +29,7 @@ from tests.bench.load import Generator, Order
 from tests.bench.machine import Cores, busy_seconds, cpu_seconds, on_core, pin, share_out
 from tests.bench.peers import HERE, PROJECT, ROOT, Contestant, Running, environment, installed_peers
 from tests.bench.questions import QUESTIONS
+from tests.bench.sockets import SOCKETS, measure_sockets
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,13 @@ class Scale:
     memory_requests: int
     memory_seconds: float
     collecting_seconds: int
+    sockets_seconds: int
     has_growth: bool
     at_most_seconds: int
 
 
-QUICK = Scale("a quick run", 3, 0.4, 0.3, 60, 100_000, 12, 20, False, 240)
-FULL = Scale(report.FULL_RUN, 9, 2.0, 2.0, 1000, 1_000_000, 900, 60, True, 3600)
+QUICK = Scale("a quick run", 3, 0.4, 0.3, 60, 100_000, 12, 20, 10, False, 240)
+FULL = Scale(report.FULL_RUN, 9, 2.0, 2.0, 1000, 1_000_000, 900, 60, 60, True, 3600)
 
 
 def main() -> int:
@@ -77,8 +79,8 @@ def run(
     valkey = start_valkey(folder / "valkey")
     stack.callback(valkey.stop)
     asyncio.run(_prepare(postgres.url))
-    pin(postgres.process.pid, cores.postgres)
-    pin(valkey.process.pid, cores.postgres)
+    pin(postgres.process.pid, *cores.postgres)
+    pin(valkey.process.pid, *cores.postgres)
     generator = Generator()
     stack.callback(generator.stop)
     pin(generator.process.pid, cores.load)
@@ -141,6 +143,8 @@ def measure_others(
     with _running([PROJECT], folder, postgres, valkey, cores) as [api]:
         memory = figures.measure_memory(generator, api, 50, scale.memory_requests, scale.memory_seconds)
     print("memory measured", flush=True)
+    held, late = figures.measure_holding(generator, folder, cores.server, postgres.url, valkey.url)
+    print("event loop measured", flush=True)
     ingest_url = asyncio.run(figures.create_database(postgres.url, "ingest"))
     with on_core(cores.server):
         ingest = asyncio.run(figures.measure_ingest(ingest_url))
@@ -156,8 +160,12 @@ def measure_others(
         collecting.measure_collecting(folder, cores, collecting_url, f"{redis_url}/2", scale.collecting_seconds)
     )
     print("collecting measured", flush=True)
+    sockets_url = asyncio.run(figures.create_database(postgres.url, "sockets"))
+    sockets = measure_sockets(folder, cores, sockets_url, f"{redis_url}/3", SOCKETS, scale.sockets_seconds)
+    print("sockets measured", flush=True)
     rows = [[f"memory of one API process after {requests:,} requests", f"{mib:.1f} MiB"] for requests, mib in memory]
     rows += [
+        ["event loop held, at most, by answers of 10,000 rows, four at a time", f"{held:.1f} ms of CPU, {late:.1f} ms"],
         ["ingest, 2 x 30 days of minutes in batches of 2,000", f"{ingest:,.0f} rows/s"],
         [f"fetchPrices to the job's start, {scale.jobs} times, p50", f"{p50:.0f} ms"],
         [f"fetchPrices to the job's start, {scale.jobs} times, p99", f"{p99:.0f} ms"],
@@ -167,6 +175,7 @@ def measure_others(
         ],
         ["CPU of the worker meanwhile", f"{collected.cores:.2f} cores"],
     ]
+    rows += sockets.rows
     return rows + (measure_growth(folder, cores) if scale.has_growth else [])
 
 

@@ -2,26 +2,33 @@
 
 import asyncio
 import random
+import signal
+import subprocess
+import sys
 import time
 from datetime import datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import asyncpg
 
 from shared.db import create_pool
+from shared.embedded import free_port
 from shared.fetch_jobs import enqueue_fetch_prices, select_fetch_job
+from shared.local_child import spawn
 from shared.migrate import migrate
 from shared.prices import Price, PriceSource, insert_prices
 from shared.queue import open_redis
 from shared.settings import load_settings
 from tests.bench.data import LAST_MINUTE, TICKERS
 from tests.bench.load import Generator, Order, quantile
-from tests.bench.machine import rss_mib
-from tests.bench.peers import Running
-from tests.bench.questions import QUESTIONS
+from tests.bench.machine import pin, rss_mib
+from tests.bench.peers import PROJECT, Running, environment
+from tests.bench.questions import QUESTIONS, Question
 
 INGEST_DAYS, INGEST_BATCH = 30, 2_000
 JOB_SECONDS = 10.0
+HOLDING_SECONDS = 2.0
 
 
 async def create_database(dsn: str, name: str) -> str:
@@ -64,7 +71,7 @@ async def measure_ingest(database_url: str) -> float:
         for n, minute in enumerate(minutes)
     ]
     settings = load_settings(database_url=database_url, redis_url="redis://127.0.0.1")
-    async with await create_pool(settings, name="bench", size=1) as pool:
+    async with create_pool(settings, name="bench", size=1) as pool:
         started = time.perf_counter()
         stored = 0
         for at in range(0, len(prices), INGEST_BATCH):
@@ -87,3 +94,31 @@ def measure_memory(
         done += generator.run(order).answers
         found.append((done, rss_mib(api.processes[0].pid)))
     return found
+
+
+def measure_holding(generator: Generator, folder: Path, core: int, database_url: str, redis_url: str) -> list[float]:
+    """How long answers of 10,000 rows, four at a time, hold the event loop at most: ms of CPU, ms by the clock."""
+    port = free_port()
+    process = spawn(
+        [sys.executable, "-m", "tests.bench.holding", str(port)],
+        death_signal=signal.SIGKILL,
+        env=environment(database_url, redis_url),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        pin(process.pid, core)
+        api = Running(PROJECT, folder, [port], [process])
+        api.wait_until_ready()
+        most = Question("history", "priceHistory 10,000", [{"ticker": ticker, "limit": 10_000} for ticker in TICKERS])
+        order = Order([port], PROJECT.requests(most), 500_000, HOLDING_SECONDS, connections=4)
+        generator.run(order)  # what is done once is done: statements prepared, connections opened
+        process.send_signal(signal.SIGUSR1)
+        assert process.stdout is not None
+        process.stdout.readline()
+        generator.run(order)
+        process.send_signal(signal.SIGUSR1)
+        return [float(number) for number in process.stdout.readline().split()]
+    finally:
+        process.kill()
+        process.wait()

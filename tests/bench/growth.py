@@ -57,7 +57,7 @@ async def _measure(database_url: str, questions: dict[str, Ask]) -> dict[str, fl
     watcher = await asyncpg.connect(database_url)
     try:
         await watcher.execute("create extension pg_stat_statements")
-        async with await create_pool(settings, name="bench", size=1) as pool:
+        async with create_pool(settings, name="bench", size=1) as pool:
             return {name: await _measure_one(watcher, pool, ask) for name, ask in questions.items()}
     finally:
         await watcher.close()

@@ -13,39 +13,41 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True)
 class Cores:
-    """With two cores the server has one to itself; PostgreSQL and the load generator share the other."""
+    """Server and load generator never share one. PostgreSQL's processes have both where there are only two."""
 
     server: int
     second_server: int
-    postgres: int
+    postgres: tuple[int, ...]
     load: int
 
     @property
     def description(self) -> str:
-        names = ("server", "second server", "PostgreSQL", "load generator")
-        numbers = (self.server, self.second_server, self.postgres, self.load)
-        return ", ".join(f"{name} on core {number}" for name, number in zip(names, numbers, strict=True))
+        postgres = " and ".join(map(str, self.postgres))
+        return (
+            f"server on core {self.server}, second server on core {self.second_server}, PostgreSQL on core {postgres}, "
+            f"load generator on core {self.load}"
+        )
 
 
 def share_out(cores: list[int]) -> Cores:
     match cores:
         case [one]:
-            return Cores(one, one, one, one)
+            return Cores(one, one, (one,), one)
         case [one, two]:
-            return Cores(one, two, two, two)
+            return Cores(one, two, (one, two), two)
         case [one, two, three]:
-            return Cores(one, three, two, three)
+            return Cores(one, three, (two,), three)
         case [one, two, three, four, *_]:
-            return Cores(one, four, two, three)
+            return Cores(one, four, (two,), three)
     raise RuntimeError("no core to run on")
 
 
-def pin(pid: int, core: int) -> None:
+def pin(pid: int, *cores: int) -> None:
     """The process, its threads and all that it has started."""
     for member in tree(pid):
         for thread in Path(f"/proc/{member}/task").iterdir():
             try:
-                os.sched_setaffinity(int(thread.name), {core})
+                os.sched_setaffinity(int(thread.name), cores)
             except ProcessLookupError:  # it ended meanwhile
                 continue
 

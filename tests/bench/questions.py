@@ -15,7 +15,8 @@ Row = tuple[Decimal, datetime, str]
 
 _FIELDS = "price timestamp source"
 _LAST = datetime.fromisoformat(LAST_MINUTE)
-_WINDOWS = 8
+_WINDOWS = 512  # more than the project remembers requests: each is read anew
+_CHECKED = 8
 
 DOCUMENTS = {
     "latest": f"query ($ticker: String!) {{ latestPrice(ticker: $ticker) {{ {_FIELDS} }} }}",
@@ -41,6 +42,11 @@ class Question:
     name: str
     label: str
     variables: list[dict[str, Any]]
+
+    @property
+    def sample(self) -> list[dict[str, Any]]:
+        """Those whose answers are compared with the table."""
+        return self.variables[:: max(1, len(self.variables) // _CHECKED)]
 
 
 def _windows() -> list[dict[str, Any]]:

@@ -22,16 +22,17 @@ JSON_NAMES = ("project", "limit1", "limit2", "postgraphile", "mercurius", "straw
 
 METHOD = """
 Every contestant is asked the same questions of the same 2 x 500,000 rows in the same PostgreSQL, ten connections each,
-over 32 HTTP connections that are kept alive; the tickers, and the eight periods asked for, take turns. First each one's
-answers are compared with the table. Then it is rounds: in each, every contestant has its turn at every question, one
+over 32 HTTP connections that are kept alive; the tickers, and the 512 periods asked for, take turns. First answers of
+each are compared with the table. Then it is rounds: in each, every contestant has its turn at every question, one
 at a time, in an order that is turned round from round to round. Requests per second and p99 are medians over the
 rounds; a ratio is the median of the rounds' own ratios. CPU time is what the processes of the server, and all of
 PostgreSQL, used in all rounds, by all requests that were answered: it depends less on what else the machine did.
 
-- One server process has a core to itself. Where there are two cores, PostgreSQL and the load generator share the other
-  one; "server busy" far below 100 % says that those, or other programs, were what held a contestant up.
+- Server and load generator have different cores. Where there are only two, PostgreSQL runs on whichever is free, as it
+  would beside any of these servers; "server busy" far below 100 % says that PostgreSQL, or other programs, were what
+  held a contestant up.
 - Two processes are two ports, each with half of the connections, as behind a balancer. On two cores the second one
-  shares its core with PostgreSQL and the load generator, so what a second core brings cannot be seen there.
+  shares its core with the load generator, and both with PostgreSQL, so what a second core brings cannot be seen there.
 - PostgreSQL runs with fsync off. The triggers that keep candles are off while the questions' rows are loaded; they are
   on wherever storing is measured, and for growth. Growth is measured with the project's own functions and their
   prepared statements; the time is that of pg_stat_statements: execution, without planning and the network.

@@ -57,6 +57,9 @@ class Stack:
             "FETCH_INTERVAL_SECONDS": str(self.interval),
             "PORT": str(self.api_port),
             "LOG_LEVEL": "info",
+            # One address asks for more fetches here than a person ever would.
+            "FETCH_LIMIT_PER_CLIENT": "0",
+            "FETCH_LIMIT_OVERALL": "0",
         }
 
     def start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:

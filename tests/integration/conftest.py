@@ -41,7 +41,7 @@ class Api:
         body = {"query": query, "variables": variables or {}}
         response = await self.send("POST", "/graphql", json=body, headers=headers)
         assert response.status_code == 200, response.text
-        assert response.headers["content-type"] == "application/json"
+        assert response.headers["content-type"] == "application/json; charset=utf-8"
         return response.json()
 
     async def error(self, query: str, variables: dict[str, Any] | None = None, **headers: str) -> tuple[str, str]:

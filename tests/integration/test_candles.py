@@ -207,7 +207,7 @@ async def test_the_migration_makes_the_candles_of_the_prices_that_are_there(sett
         # Whatever zone a database is set to, candles are UTC's.
         await connection.execute(f"alter database {name} set timezone = 'Asia/Kathmandu'")
         await migrate(dsn, read_migrations()[:2])
-        async with await create_pool(settings.model_copy(update={"database_url": dsn}), name="tests", size=2) as pool:
+        async with create_pool(settings.model_copy(update={"database_url": dsn}), name="tests", size=2) as pool:
             await insert_prices(pool, [price for _ in range(9) for price in random_prices(chance, 300)])
             await migrate(dsn, read_migrations()[:3])
             assert await check(pool, []) != {interval: [] for interval in CandleInterval}

@@ -28,7 +28,7 @@ from worker.simulator_faults import Fault
 async def away(settings: Settings) -> AsyncIterator[Pool]:
     """A pool whose PostgreSQL does not listen."""
     url = f"postgresql://postgres:secret@127.0.0.1:{free_port()}/deribit"
-    async with await create_pool(settings.model_copy(update={"database_url": url}), name="tests") as pool:
+    async with create_pool(settings.model_copy(update={"database_url": url}), name="tests") as pool:
         yield pool
 
 

@@ -246,7 +246,7 @@ async def test_more_rows_than_a_request_may_ask_for_are_passed_on(api: Api) -> N
 
 async def test_storage_away_is_answered_as_strawberry_would(redis: Any, settings: Settings) -> None:
     nowhere = settings.model_copy(update={"database_url": f"postgresql://u:p@127.0.0.1:{free_port()}/d"})
-    async with await create_pool(nowhere, name="tests") as pool:
+    async with create_pool(nowhere, name="tests") as pool:
         api = Api(Context(pool, redis, settings))
         query = '{ __typename a: latestPrice(ticker: "btc_usd") { price } latestPrices { price } }'
         async with api.http:

@@ -35,7 +35,7 @@ async def dsn(settings: Settings) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def empty_pool(settings: Settings, dsn: str) -> AsyncIterator[Pool]:
-    async with await create_pool(settings.model_copy(update={"database_url": dsn}), name="tests", size=2) as pool:
+    async with create_pool(settings.model_copy(update={"database_url": dsn}), name="tests", size=2) as pool:
         yield pool
 
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import re
+import time
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 import asyncpg
 import pytest
@@ -194,17 +195,21 @@ async def test_latest_history_and_period_are_index_only_scans(pool: Pool) -> Non
     await fetch(pool, "checkpoint", timeout=20)
     await fetch(pool, "vacuum analyze prices", timeout=20)
     sent: list[Any] = []
-    async with pool.acquire() as connection:
-        one = cast(Pool, SingleConnection(connection))
-        with connection.query_logger(sent.append):
-            await select_latest_price(one, "btc_usd")
-            await select_latest_prices(one, ["btc_usd", "eth_usd"])
-            await select_price_history(one, "btc_usd", NOON + MINUTE * 5000, 100)
-            await select_prices_in_period(one, "btc_usd", NOON, NOON + MINUTE * 50, None, 100)
-        plans = [
-            "\n".join(row[0] for row in await connection.fetch(f"explain (analyze, buffers) {q.query}", *q.args))
-            for q in sent
-        ]
+    connection = await pool.take(time.monotonic() + 5)
+    try:
+        # Given back and taken again by each statement: it is the one that was used last.
+        connection.add_query_logger(sent.append)
+        pool.give_back(connection)
+        await select_latest_price(pool, "btc_usd")
+        await select_latest_prices(pool, ["btc_usd", "eth_usd"])
+        await select_price_history(pool, "btc_usd", NOON + MINUTE * 5000, 100)
+        await select_prices_in_period(pool, "btc_usd", NOON, NOON + MINUTE * 50, None, 100)
+    finally:
+        connection.remove_query_logger(sent.append)
+    plans = [
+        "\n".join(row[0] for row in await connection.fetch(f"explain (analyze, buffers) {q.query}", *q.args))
+        for q in sent
+    ]
     assert len(plans) == 4
     for plan in plans:
         assert "Index Only Scan" in plan, plan
@@ -213,16 +218,3 @@ async def test_latest_history_and_period_are_index_only_scans(pool: Pool) -> Non
     # The rows that are not asked for are not read either: a page of 100 rows, not 10,000.
     buffers = [max(int(number) for number in re.findall(r"Buffers: shared hit=(\d+)", plan)) for plan in plans]
     assert max(buffers) < 20, plans
-
-
-class SingleConnection:
-    """A pool of one connection that is in hand already, so that what it sends can be watched."""
-
-    def __init__(self, connection: object) -> None:
-        self.connection = connection
-
-    async def acquire(self) -> object:
-        return self.connection
-
-    async def release(self, connection: object) -> None:
-        pass

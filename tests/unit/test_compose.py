@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 import yaml
 
+from server.__main__ import DRAIN_SECONDS
 from shared.settings import Settings, load_settings
+from worker.__main__ import JOB_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 APP_SERVICES = ("api", "migrate", "worker")
@@ -277,16 +279,45 @@ def test_only_the_api_is_published_and_only_to_this_machine() -> None:
 
 def test_services_can_be_scaled_and_stopped() -> None:
     assert not any("container_name" in service or "hostname" in service for service in SERVICES.values())
-    assert SERVICES["worker"]["stop_grace_period"] == "30s"
     assert ("STOPSIGNAL", "SIGTERM") in FINAL_STAGE
 
 
-def test_app_services_are_confined() -> None:
-    for name in APP_SERVICES:
-        service = SERVICES[name]
-        assert (service["read_only"], service["tmpfs"], service["cap_drop"]) == (True, ["/tmp"], ["ALL"])
+def test_services_are_confined() -> None:
+    for service in SERVICES.values():
+        assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
         assert service["security_opt"] == ["no-new-privileges:true"]
-        assert not service.get("privileged", False)
+        assert service["pids_limit"] > 0
+        assert not {"privileged", "cap_add", "devices", "pid", "ipc", "userns_mode"} & set(service)
+    assert {name: SERVICES[name]["tmpfs"] for name in SERVICES} == {name: ["/tmp"] for name in SERVICES} | {
+        "postgres": ["/tmp", "/run/postgresql:uid=999,gid=999,mode=0775"]
+    }
+
+
+def test_no_service_runs_as_root() -> None:
+    # Those of the project take the image's USER; the others' images start as root unless they are told not to.
+    users = {name: service.get("user") for name, service in SERVICES.items()}
+    assert users == dict.fromkeys(APP_SERVICES) | dict.fromkeys(("postgres", "redis"), "999:999")
+
+
+def test_what_a_fault_can_take_is_limited() -> None:
+    assert {name: service.get("mem_limit") for name, service in SERVICES.items()} == dict.fromkeys(SERVICES) | (
+        dict.fromkeys(APP_SERVICES, "512m")
+    )
+    rotated = {"driver": "json-file", "options": {"max-size": "10m", "max-file": "3"}}
+    assert [service["logging"] for service in SERVICES.values()] == [rotated] * len(SERVICES)
+    assert SERVICES["api"]["ulimits"] == {"nofile": 65536}
+
+
+def test_services_are_given_longer_to_stop_than_they_take() -> None:
+    graces = {
+        name: int(service["stop_grace_period"].removesuffix("s"))
+        for name, service in SERVICES.items()
+        if name != "migrate"
+    }
+    assert graces["api"] > DRAIN_SECONDS
+    assert graces["worker"] > JOB_SECONDS
+    assert min(graces["postgres"], graces["redis"]) >= 30  # a checkpoint, and the last of the append-only file
+    assert "stop_grace_period" not in SERVICES["migrate"]  # a transaction that is cut off leaves nothing
 
 
 # --- image
@@ -296,7 +327,7 @@ def test_every_image_has_a_tag() -> None:
     stages = {rest.rpartition(" AS ")[2] for word, rest in INSTRUCTIONS if word == "FROM" and " AS " in rest}
     bases = {rest.partition(" AS ")[0] for word, rest in INSTRUCTIONS if word == "FROM"} - stages
     images = bases | {service["image"] for service in SERVICES.values() if "image" in service}
-    assert len(images) == 3
+    assert len(images) == 4
     for image in images:
         assert re.fullmatch(r"[a-z/]+:\d+(\.\d+)*(-[a-z]+)*", image)  # a version, so never "latest"
         assert "latest" not in image
@@ -317,13 +348,29 @@ def test_image_installs_the_runtime_from_the_lock() -> None:
 def test_final_image_holds_the_packages_and_no_tools() -> None:
     copied = {tuple(rest.split()) for word, rest in INSTRUCTIONS if word == "COPY"}
     assert {(f"{package}/", f"{package}/") for package in ("server", "worker", "shared")} <= copied
-    assert {source for source, *_ in copied if source.startswith("--from")} == {"--from=builder"}
+    final = {rest.split()[0] for word, rest in FINAL_STAGE if word == "COPY"}
+    assert final == {"--from=builder"}
     context = {source for *sources, _ in copied if not sources[0].startswith("--") for source in sources}
     assert all((ROOT / source).exists() for source in context)
     ignore = (ROOT / ".dockerignore").read_text(encoding="utf-8").split("\n")
-    assert {line[1:] for line in ignore if line.startswith("!")} == context
+    assert {line[1:] for line in ignore if line.startswith("!")} == {
+        source for source in context if not source.startswith("server/web/")
+    }
     assert "*" in ignore
     assert not any(re.search(r"\b(apt|apt-get|pip|uv)\b", rest) for word, rest in FINAL_STAGE if word == "RUN")
+
+
+def test_pages_of_the_image_are_built_from_the_lock() -> None:
+    stage = next(i for i, (word, rest) in enumerate(INSTRUCTIONS) if word == "FROM" and rest.endswith(" AS pages"))
+    install, build = (rest for word, rest in INSTRUCTIONS[stage : stage + 6] if word == "RUN")
+    assert install.startswith("npm ci --omit=dev --ignore-scripts")
+    scripts = json.loads((ROOT / "server/web/package.json").read_text(encoding="utf-8"))["scripts"]
+    assert (build, scripts["build"]) == ("npm run build", "vite build")
+    # vite.config.ts puts them into ../static.
+    assert ("COPY", "--from=pages /build/static/ server/static/") in INSTRUCTIONS
+    assert 'outDir: "../static"' in (ROOT / "server/web/vite.config.ts").read_text(encoding="utf-8")
+    ignore = (ROOT / ".dockerignore").read_text(encoding="utf-8").split("\n")
+    assert {"server/static*/", "server/web/node_modules/", "server/web/.node/"} <= set(ignore)
 
 
 def test_image_runs_as_a_fixed_user_that_is_not_root() -> None:

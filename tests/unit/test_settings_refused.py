@@ -52,6 +52,13 @@ from tests.unit.conftest import Loader
         ("PORT", "65536"),
         ("PORT", "http"),
         ("ALLOW_ANONYMOUS_MUTATIONS", "maybe"),
+        ("REQUIRE_TOKEN_FOR_READS", "maybe"),
+        ("FETCH_LIMIT_PER_CLIENT", "-1"),
+        ("FETCH_LIMIT_OVERALL", "1000001"),
+        ("FETCH_LIMIT_OVERALL", "many"),
+        ("FORWARDED_ALLOW_IPS", "proxy.example"),
+        ("FORWARDED_ALLOW_IPS", "10.0.0.1/8"),
+        ("FORWARDED_ALLOW_IPS", "127.0.0.1;::1"),
         ("LOG_LEVEL", "loud"),
         ("LOG_FORMAT", "xml"),
     ],
@@ -64,7 +71,9 @@ def test_values_that_are_refused(load: Loader, name: str, text: str) -> None:
     assert not line.endswith("accepted: ")
 
 
-@pytest.mark.parametrize("token", ["short", "with a space", "tab\tinside", "pässword", "12345678\n"])
+@pytest.mark.parametrize(
+    "token", ["short", "with a space", "tab\tinside", "pässword", "12345678\n", "12345678,", "a-good-token,short"]
+)
 def test_a_refused_token_is_not_shown(load: Loader, token: str) -> None:
     assert load.message(API_TOKEN=token) == (
         "The settings cannot be used:\n"

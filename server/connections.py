@@ -1,0 +1,152 @@
+"""What a connection may take: how many there are, how long a request is, and how long it may take to come and to go.
+
+uvicorn waits as long as a client likes, and its parser takes headers of any length. Nothing here is timed request by
+request: once a second all connections are looked at.
+"""
+
+import logging
+import resource
+from asyncio import BaseTransport, Transport
+from collections.abc import Iterable
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+logger = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 6000
+"Of one process, WebSockets included, of which there may be 5,000 (see `Limits` in server/sockets.py)."
+MAX_HEADER_BYTES = 64 * 1024
+MAX_REQUEST_BYTES = 4 * 1024 * 1024
+"Of a request that nobody has read to its end: a body of 1 MiB is refused by the view, but trailers have no end."
+HEADERS_SECONDS = 10.0
+BODY_SECONDS = 30.0
+ANSWER_SECONDS = 60.0
+KEEP_ALIVE_SECONDS = 75
+"Longer than the minute that proxies keep an idle connection, so that it is they who close it."
+
+_SPARE_FILES = 200
+"For the database, Redis, the log, and connections that are refused."
+_REASONS = {
+    408: b"The request took too long to come.",
+    413: b"The request is too large.",
+    431: b"The request's headers are too large.",
+    503: b"There are too many connections; try again later.",
+}
+
+
+class HttpProtocol(HttpToolsProtocol):
+    def __init__(self, *arguments: Any, most_connections: int = MAX_CONNECTIONS, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._most_connections = most_connections
+        self._measured: object = None
+        self._length = 0
+        self._awaited: object = None
+        self._awaited_since = 0.0
+        self._unread_since: float | None = None
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        super().connection_made(cast(Transport, transport))
+        if len(self.connections) > self._most_connections:
+            self.refuse(503)
+
+    def data_received(self, data: bytes) -> None:
+        if len(data) > MAX_HEADER_BYTES:  # the loop reads up to 256 KiB at once
+            for begin in range(0, len(data), MAX_HEADER_BYTES):
+                if self.transport.is_closing() or self.transport.get_protocol() is not self:
+                    return
+                self.data_received(data[begin : begin + MAX_HEADER_BYTES])
+            return
+        super().data_received(data)
+        cycle = self.cycle
+        if cycle is None or cycle.more_body or cycle.scope is not self.scope:
+            self._measure(len(data))
+
+    @property
+    def _last(self) -> RequestResponseCycle | None:
+        """What becomes of the last request whose headers are here."""
+        return self.cycle  # unlike its type it begins as None
+
+    @property
+    def _begun(self) -> object:
+        """The last request of which anything is here, `None` where nothing is."""
+        return self.scope
+
+    def _measure(self, length: int) -> None:
+        """Of a request that is not all here."""
+        if self._measured is not self.scope:
+            self._measured, self._length = self.scope, 0
+        self._length += length
+        if self._is_reading_headers():
+            if self._length > MAX_HEADER_BYTES:
+                self.refuse(431)
+        elif self._length > MAX_REQUEST_BYTES:
+            self.refuse(413)
+
+    def _is_reading_headers(self) -> bool:
+        return self._last is None or self._last.scope is not self.scope
+
+    def is_too_slow(self, now: float) -> bool:
+        """To be asked about once a second. `now`: the loop's time."""
+        if not self.transport.get_write_buffer_size():
+            self._unread_since = None
+        elif self._unread_since is None:
+            self._unread_since = now
+        elif now - self._unread_since > ANSWER_SECONDS:
+            return True
+        awaited, seconds = self._awaits()
+        if awaited is not self._awaited:
+            self._awaited, self._awaited_since = awaited, now
+        return awaited is not None and now - self._awaited_since > seconds
+
+    def _awaits(self) -> tuple[object, float]:
+        """What is to come from the client, if anything is, and for how long one waits."""
+        cycle = self._last
+        if cycle is None or cycle.response_complete:
+            # With that timer it is between two requests, and uvicorn closes it.
+            return (self._begun or self, HEADERS_SECONDS) if self.timeout_keep_alive_task is None else (None, 0.0)
+        return (cycle, BODY_SECONDS) if cycle.more_body else (None, 0.0)
+
+    def cut_off(self) -> None:
+        if self._begun is None:  # nothing was asked: a browser that has connected ahead
+            self.transport.close()
+        else:
+            self.refuse(408)
+
+    def refuse(self, status: int) -> None:
+        """Close the connection, with an answer where none has begun and the client can be expected to read one."""
+        cycle = self._last
+        is_answering = cycle is not None and (
+            cycle.response_started if cycle.scope is self.scope else not cycle.response_complete
+        )
+        if is_answering or self.pipeline or self.transport.get_write_buffer_size():
+            self.transport.abort()
+        elif not self.transport.is_closing():
+            reason = _REASONS[status]
+            self.transport.write(
+                b"%scontent-type: text/plain; charset=utf-8\r\nx-content-type-options: nosniff\r\n"
+                b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (STATUS_LINE[status], len(reason), reason)
+            )
+            self.transport.close()
+
+
+def cut_off_slow(connections: Iterable[object], now: float) -> None:
+    slow = [one for one in connections if isinstance(one, HttpProtocol) and one.is_too_slow(now)]
+    for connection in slow:
+        connection.cut_off()
+    if slow:
+        logger.info("cut off, for their clients are too slow: %d connections", len(slow))
+
+
+def make_room_for_connections() -> int:
+    """Allow the process as many open files as they take, and answer how many there can be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + _SPARE_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    most = max(wanted - _SPARE_FILES, _SPARE_FILES)
+    if most < MAX_CONNECTIONS:
+        logger.warning("only %d connections at a time: the process may open no more than %d files", most, wanted)
+    return most

@@ -1,0 +1,180 @@
+"""What a process knows of prices as they are stored and of fetches as they go on: read once, for all who follow.
+
+Prices: one connection to PostgreSQL hears that something was stored and reads it, by position, into a log of the
+newest prices. A follower is a place in that log. Nothing is queued for it, so one that does not keep up costs nothing;
+when the log has gone past its place it is told so, and ends.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+
+import asyncpg
+from arq.connections import ArqRedis
+
+from server.progress import JobFeed
+from shared.announcements import (
+    Position,
+    after_batch,
+    after_instant,
+    listen,
+    select_batch_of,
+    select_last_position,
+    select_stored,
+    select_stored_by_time,
+    select_stored_late,
+)
+from shared.db import DEADLINE_SECONDS, Pool
+from shared.errors import StorageUnavailable
+from shared.prices import Price
+from shared.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_PAGE = 500
+_POLL_SECONDS = 1.0
+"How long a price waits where no word of it comes, as behind a pooler; and how soon an outage shows."
+
+_PAUSE_SECONDS = 0.1
+"Between pages: when a day is healed at once, it must not run past those who follow over a slow line."
+
+_TURN = 20
+"Prices that one follower is given before it is another's turn."
+
+
+class TooSlow(Exception):
+    """The follower has fallen behind what is kept."""
+
+
+class PriceFeed:
+    def __init__(self, settings: Settings, kept: int) -> None:
+        self._settings = settings
+        self._kept = kept
+        self._log: list[Price] = []
+        self._dropped = 0
+        "Prices that were in the log and are not any more: places in it count from the first one ever."
+        self._position: Position | None = None
+        self._is_new_connection = False
+        self._heard = asyncio.Event()
+        self._changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Read what is stored, until cancelled. After an outage of PostgreSQL, go on from the same position."""
+        async with listen(self._settings, self._connected, self._heard.set) as pool:
+            while True:
+                self._heard.clear()
+                try:
+                    is_more = await self._read(pool)
+                except (StorageUnavailable, asyncpg.UndefinedColumnError):  # away; or not yet migrated, as /readyz says
+                    is_more = False
+                except Exception:
+                    logger.exception("fault in following the prices")
+                    is_more = False
+                if is_more:
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                    continue
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_POLL_SECONDS):
+                        await self._heard.wait()
+
+    def _connected(self) -> None:
+        self._is_new_connection = True
+
+    async def _read(self, pool: Pool) -> bool:
+        """Answers whether there is more to read."""
+        if self._position is None or self._is_new_connection:
+            last = await select_last_position(pool)
+            if self._position is None or last.batch < self._position.batch:  # another database, or an older copy
+                self._position = last
+                self._wake()
+            self._is_new_connection = False
+        stored = await select_stored(pool, self._position, _PAGE)
+        if stored:
+            self._position = stored[-1].position
+            self._log += [price for _, price in stored]
+            if len(self._log) > self._kept + _PAGE:
+                surplus = len(self._log) - self._kept
+                del self._log[:surplus]
+                self._dropped += surplus
+            self._wake()
+        return len(stored) == _PAGE
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def updates(self, pool: Pool, tickers: Sequence[str], since: datetime | None) -> AsyncGenerator[Price]:
+        """Prices as they are stored, from now on; with `since`, first those stored before.
+
+        Raises `StorageUnavailable` while what was stored cannot be read, `TooSlow`.
+        """
+        if since is not None:
+            position = await self._catch_up(pool)
+        # At once: what is stored up to the position is read from there, what comes after it from the log.
+        place = self._dropped + len(self._log)
+        if since is not None:
+            async for price in _stored_since(pool, tickers, since, position):
+                yield price
+        wanted = frozenset(tickers)
+        while True:
+            behind = self._dropped + len(self._log) - place
+            if behind > len(self._log):
+                raise TooSlow
+            if not behind:
+                await self._changed.wait()
+                continue
+            turn = self._log[len(self._log) - behind :][:_TURN]
+            place += len(turn)
+            for price in turn:
+                if price.ticker in wanted:
+                    yield price
+            if behind > _TURN:
+                await asyncio.sleep(0)
+
+    async def _catch_up(self, pool: Pool) -> Position:
+        """The position, once it is that of everything stored by now: a moment behind, the log would repeat it."""
+        last = await select_last_position(pool)
+        self._heard.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                while self._position is None or self._position < last:
+                    await self._changed.wait()
+        if self._position is None:
+            raise StorageUnavailable("The price storage is unavailable; try again shortly.")
+        return self._position
+
+
+async def _stored_since(pool: Pool, tickers: Sequence[str], since: datetime, until: Position) -> AsyncGenerator[Price]:
+    """Prices later than `since`; before them those of `since` or earlier that came after it did."""
+    batch = await select_batch_of(pool, tickers, since)
+    late = after_batch(batch) if batch is not None else until
+    while late < until and (stored := await select_stored_late(pool, tickers, since, late, until, _PAGE)):
+        for late, price in stored:  # noqa: B007  the last one's position is where the next page begins
+            yield price
+    after = after_instant(since)
+    while stored := await select_stored_by_time(pool, tickers, after, until, _PAGE):
+        for _, price in stored:
+            yield price
+        after = price.timestamp, price.ticker
+
+
+class Live:
+    def __init__(self, settings: Settings, redis: ArqRedis, kept: int) -> None:
+        self.prices = PriceFeed(settings, kept)
+        self.jobs = JobFeed(redis)
+
+
+@asynccontextmanager
+async def open_live(settings: Settings, redis: ArqRedis, kept: int) -> AsyncIterator[Live]:
+    """Follow prices and fetches for as long as the process runs. `kept`: prices that a follower may be behind."""
+    live = Live(settings, redis, kept)
+    tasks = [asyncio.create_task(live.prices.run()), asyncio.create_task(live.jobs.run())]
+    try:
+        yield live
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

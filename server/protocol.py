@@ -1,0 +1,37 @@
+"""uvicorn's WebSocket protocol, with an end to peers that do not read.
+
+A transport that is closed waits until everything was sent. A peer that has shut its TCP window, and goes on saying so,
+would be waited for as long as it likes: here it is given a moment.
+"""
+
+import asyncio
+import socket
+from asyncio.transports import BaseTransport
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+LINGER_SECONDS = 2.0
+SEND_BUFFER_BYTES = 64 * 1024
+"Of the kernel, which would let it grow to megabytes for each peer that does not read."
+
+
+class SocketProtocol(WebSocketsSansIOProtocol):
+    def connection_made(self, transport: BaseTransport) -> None:
+        super().connection_made(transport)
+        if (connection := transport.get_extra_info("socket")) is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+
+    def on_task_complete(self, task: asyncio.Task[None]) -> None:
+        super().on_task_complete(task)
+        self._end_soon()
+
+    def keepalive_timeout(self) -> None:
+        super().keepalive_timeout()
+        self._end_soon()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self._end_soon()
+
+    def _end_soon(self) -> None:
+        self.loop.call_later(LINGER_SECONDS, self.transport.abort)

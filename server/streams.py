@@ -1,0 +1,157 @@
+"""An operation's answers one by one, as JSON texts: what a WebSocket and an event stream both send.
+
+An event of a subscription is executed and written once for all who asked for it in the same words, and sent many times.
+"""
+
+import json
+from collections.abc import AsyncGenerator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from graphql import (
+    DocumentNode,
+    ExecutionResult,
+    Executor,
+    FieldNode,
+    FragmentDefinitionNode,
+    FragmentSpreadNode,
+    GraphQLError,
+    InlineFragmentNode,
+    OperationType,
+    SelectionSetNode,
+    VariableNode,
+    create_source_event_stream,
+    execute_subscription_event,
+    get_operation_ast,
+    specified_rules,
+)
+from strawberry.schema.schema import validate_document
+
+from server.context import Context
+from server.errors import public_error
+from server.limits import CACHED_DOCUMENTS, load_document
+from server.live import TooSlow
+from server.schema import Schema
+from shared.errors import ServiceError
+from shared.prices import Price
+
+MAX_KEPT_CHARACTERS = 8_000_000
+"Of the events that have been written already, all documents together."
+
+
+class Refused(Exception):
+    """Nothing of the operation was executed."""
+
+    def __init__(self, errors: list[GraphQLError]) -> None:
+        super().__init__(*errors)
+        self.errors = errors
+
+
+class Streams:
+    """One for a process: it holds what is shared."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+        self._prepare = lru_cache(CACHED_DOCUMENTS)(self._prepare_anew)
+        self._written: dict[object, str] = {}
+        self._characters = 0
+
+    async def answers(
+        self, context: Context, query: str, variables: dict[str, Any] | None, operation_name: str | None
+    ) -> AsyncGenerator[str]:
+        """Raises `Refused` instead of the first one, `TooSlow` where a follower has fallen too far behind."""
+        document, errors = self._prepare(query)
+        if errors:
+            raise Refused(errors)
+        operation = get_operation_ast(document, operation_name)
+        if operation is not None and operation.operation is not OperationType.SUBSCRIPTION:
+            yield await self._answer(context, query, variables, operation_name)
+            return
+        executor = Executor.build(
+            self._schema._schema,
+            document,
+            context_value=context,
+            raw_variable_values=variables,
+            operation_name=operation_name,
+        )
+        if isinstance(executor, list):
+            raise Refused([public_error(error) for error in executor])
+        source: Any = create_source_event_stream(executor)
+        if executor.is_awaitable(source):
+            source = await source
+        if isinstance(source, ExecutionResult):
+            yield _write(source)
+            return
+        field = _root_field(document, executor.operation.selection_set)
+        asked = (query, operation_name, _shared(variables, field))
+        try:
+            async for event in source:
+                yield self._event(executor, asked, event)
+        except TooSlow:
+            raise
+        except Exception as error:  # of following itself: the storage is away, or a fault of ours
+            path: list[str | int] = [(field.alias or field.name).value]
+            yield _write(ExecutionResult(None, [GraphQLError(str(error), [field], path=path, original_error=error)]))
+        finally:
+            await source.aclose()
+
+    def _prepare_anew(self, query: str) -> tuple[DocumentNode, list[GraphQLError]]:
+        try:
+            document = load_document(query)
+        except GraphQLError as error:
+            return DocumentNode(), [public_error(error)]
+        except ServiceError as error:
+            return DocumentNode(), [public_error(GraphQLError(str(error), original_error=error))]
+        errors = validate_document(self._schema._schema, document, tuple(specified_rules))
+        return document, [public_error(error) for error in errors]
+
+    async def _answer(
+        self, context: Context, query: str, variables: dict[str, Any] | None, operation_name: str | None
+    ) -> str:
+        result = await self._schema.execute(
+            query, variable_values=variables, context_value=context, operation_name=operation_name
+        )
+        if result.data is None and result.errors and not any(error.path for error in result.errors):
+            raise Refused(result.errors)
+        return _write(ExecutionResult(result.data, result.errors))
+
+    def _event(self, executor: Executor[Any], asked: object, event: Any) -> str:
+        # A fetch is the same while its status is; it holds lists, which are no part of a key.
+        key = (asked, event if isinstance(event, Price) else (event.id, event.status))
+        text = self._written.get(key)
+        if text is None:
+            result = execute_subscription_event(executor.build_per_event_executor(event))
+            assert isinstance(result, ExecutionResult)  # noqa: S101  no field of these types waits for anything
+            text = self._written[key] = _write(result)
+            self._characters += len(text)
+            while self._characters > MAX_KEPT_CHARACTERS:
+                self._characters -= len(self._written.pop(next(iter(self._written))))
+        return text
+
+
+def _write(result: ExecutionResult) -> str:
+    errors = [public_error(error) for error in result.errors or []]
+    return json.dumps(ExecutionResult(result.data, errors or None).formatted, separators=(",", ":"))
+
+
+def _root_field(document: DocumentNode, selections: SelectionSetNode) -> FieldNode:
+    """The field that is subscribed to: validation has seen to it that there is one."""
+    fragments = {d.name.value: d for d in document.definitions if isinstance(d, FragmentDefinitionNode)}
+    [selection, *_] = selections.selections
+    if isinstance(selection, FieldNode):
+        return selection
+    if isinstance(selection, FragmentSpreadNode):
+        return _root_field(document, fragments[selection.name.value].selection_set)
+    assert isinstance(selection, InlineFragmentNode)  # noqa: S101  there is nothing else
+    return _root_field(document, selection.selection_set)
+
+
+def _shared(variables: Mapping[str, Any] | None, field: FieldNode) -> str:
+    """The variables that an event's answer depends on: where to begin is not one of them."""
+    beginning = {
+        argument.value.name.value
+        for argument in field.arguments or ()
+        if argument.name.value == "since" and isinstance(argument.value, VariableNode)
+    }
+    asked = {name: value for name, value in (variables or {}).items() if name not in beginning}
+    return json.dumps(asked, sort_keys=True)

@@ -1,0 +1,46 @@
+/** Prices are exact decimals in plain notation, as text. Nothing that is shown of them goes through a float. */
+
+/** `87091.73` as `87,091.73`: for reading, with every digit. */
+export function grouped(decimal: string): string {
+  const [whole = "", fraction] = decimal.split(".");
+  const groups = whole.replace(/\B(?=(\d{3})+$)/g, ",");
+  return fraction === undefined ? groups : `${groups}.${fraction}`;
+}
+
+export interface Change {
+  direction: "up" | "down" | "none";
+  /** With its sign, exact. */
+  difference: string;
+  /** With its sign, to two decimals; `null` where there is nothing to divide by. */
+  percent: string | null;
+}
+
+export function changeBetween(before: string, after: string): Change {
+  const decimals = Math.max(decimalsOf(before), decimalsOf(after));
+  const [from, to] = [scaled(before, decimals), scaled(after, decimals)];
+  const difference = to - from;
+  const direction = difference > 0n ? "up" : difference < 0n ? "down" : "none";
+  const sign = { up: "+", down: "−", none: "±" }[direction];
+  const size = difference < 0n ? -difference : difference;
+  // In hundredths of a percent, rounded half away from zero.
+  const hundredths = from > 0n ? (size * 20_000n + from) / (2n * from) : null;
+  return {
+    direction,
+    difference: sign + grouped(plain(size, decimals)),
+    percent: hundredths === null ? null : `${sign}${grouped(plain(hundredths, 2))} %`,
+  };
+}
+
+function decimalsOf(decimal: string): number {
+  return decimal.split(".")[1]?.length ?? 0;
+}
+
+function scaled(decimal: string, decimals: number): bigint {
+  const [whole, fraction = ""] = decimal.split(".");
+  return BigInt(whole + fraction.padEnd(decimals, "0"));
+}
+
+function plain(units: bigint, decimals: number): string {
+  const digits = units.toString().padStart(decimals + 1, "0");
+  return decimals === 0 ? digits : `${digits.slice(0, -decimals)}.${digits.slice(-decimals)}`;
+}

@@ -1,0 +1,142 @@
+/** The GraphQL of this page, and what it answers. Each panel links to its own in GraphiQL. */
+
+export type Source = "SCHEDULED" | "REQUESTED" | "BACKFILLED";
+
+export interface Price {
+  ticker: string;
+  price: string;
+  timestamp: string;
+  observedAt: string;
+  source: Source;
+  testnet: boolean;
+}
+
+export interface Ticker {
+  name: string;
+  intervalSeconds: number;
+  lagSeconds: number | null;
+  latest: Price | null;
+}
+
+export interface Candle {
+  start: string;
+  open: string;
+  high: string;
+  low: string;
+  close: string;
+  samples: number;
+  complete: boolean;
+}
+
+export interface Gap {
+  fromDt: string;
+  toDt: string;
+  missing: number;
+  reason: "NOT_COLLECTED" | "EXCHANGE_ERROR" | "REJECTED_VALUE" | "STORAGE_ERROR";
+  detail: string | null;
+}
+
+export interface Coverage {
+  expected: number;
+  present: number;
+  complete: boolean;
+  gaps: Gap[];
+}
+
+export interface FetchJob {
+  id: string;
+  status: "QUEUED" | "RUNNING" | "SUCCEEDED" | "PARTIAL" | "FAILED";
+  tickers: string[];
+  prices: Price[];
+  failures: { ticker: string; code: string; message: string }[];
+}
+
+/** Rows of one answer; more are paged. */
+export const MAX_LIMIT = 10_000;
+
+const PRICE = "ticker price timestamp observedAt source testnet";
+
+export const TICKERS = `query Tickers {
+  tickers {
+    name
+    intervalSeconds
+    lagSeconds
+    latest { ${PRICE} }
+  }
+}`;
+
+export const PRICES = `query Prices($ticker: String!, $fromDt: DateTime!, $toDt: DateTime!, $limit: Int!, $after: DateTime) {
+  pricesInPeriod(ticker: $ticker, fromDt: $fromDt, toDt: $toDt, limit: $limit, after: $after) {
+    ${PRICE}
+  }
+}`;
+
+export const SOURCES = `query Sources($ticker: String!, $fromDt: DateTime!, $toDt: DateTime!, $limit: Int!, $after: DateTime) {
+  pricesInPeriod(ticker: $ticker, fromDt: $fromDt, toDt: $toDt, limit: $limit, after: $after) {
+    timestamp
+    source
+  }
+}`;
+
+export const CANDLES = `query Candles($ticker: String!, $interval: CandleInterval!, $fromDt: DateTime!, $toDt: DateTime!, $limit: Int!) {
+  candles(ticker: $ticker, interval: $interval, fromDt: $fromDt, toDt: $toDt, limit: $limit) {
+    start
+    open
+    high
+    low
+    close
+    samples
+    complete
+  }
+}`;
+
+export const COVERAGE = `query Coverage($ticker: String!, $fromDt: DateTime!, $toDt: DateTime!) {
+  coverage(ticker: $ticker, fromDt: $fromDt, toDt: $toDt) {
+    expected
+    present
+    complete
+    gaps(limit: ${MAX_LIMIT}) { fromDt toDt missing reason detail }
+  }
+}`;
+
+/** The newest price before an instant, of several tickers: `p0` with `$t0` and `$b0`, `p1` … */
+export function pricesBefore(count: number): string {
+  const numbers = [...Array(count).keys()];
+  const variables = numbers.map((n) => `$t${n}: String!, $b${n}: DateTime!`).join(", ");
+  const fields = numbers.map((n) => `  p${n}: priceHistory(ticker: $t${n}, limit: 1, before: $b${n}) { price timestamp }`);
+  return `query PricesBefore(${variables}) {\n${fields.join("\n")}\n}`;
+}
+
+/** The newest gaps of several tickers: `c0` with `$t0` and `$f0`, `c1` …, all until `$toDt`. */
+export function recentGaps(count: number): string {
+  const numbers = [...Array(count).keys()];
+  const variables = ["$toDt: DateTime!", ...numbers.map((n) => `$t${n}: String!, $f${n}: DateTime!`)].join(", ");
+  const fields = numbers.map(
+    (n) =>
+      `  c${n}: coverage(ticker: $t${n}, fromDt: $f${n}, toDt: $toDt) { gaps { fromDt toDt missing reason detail } }`,
+  );
+  return `query RecentGaps(${variables}) {\n${fields.join("\n")}\n}`;
+}
+
+const FETCH_JOB = `id status tickers prices { ${PRICE} } failures { ticker code message }`;
+
+export const FETCH_PRICES = `mutation FetchPrices($tickers: [String!]) {
+  fetchPrices(tickers: $tickers) { ${FETCH_JOB} }
+}`;
+
+export const FETCH_PROGRESS = `subscription FetchProgress($id: ID!) {
+  fetchProgress(id: $id) { ${FETCH_JOB} }
+}`;
+
+export const FETCH_STATE = `query FetchState($id: ID!) {
+  fetchJob(id: $id) { ${FETCH_JOB} }
+}`;
+
+export const PRICE_UPDATES = `subscription PriceUpdates($tickers: [String!], $since: DateTime) {
+  priceUpdates(tickers: $tickers, since: $since) { ${PRICE} }
+}`;
+
+/** Where GraphiQL shows this document, ready to be run. */
+export function inGraphiQL(query: string, variables: object = {}): string {
+  return `/graphql?${new URLSearchParams({ query, variables: JSON.stringify(variables, null, 2) })}`;
+}

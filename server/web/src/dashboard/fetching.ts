@@ -1,0 +1,122 @@
+/** "Fetch now": ask for a fetch of every ticker, follow it, and say so when it is refused. */
+
+import { ApiError, ask } from "./api";
+import { title } from "./cards";
+import { grouped } from "./decimal";
+import { FETCH_PRICES, FETCH_STATE, type FetchJob, inGraphiQL } from "./documents";
+import { byId, element, setText } from "./elements";
+import type { Live } from "./live";
+import { localTime, parse, SECOND } from "./time";
+
+const POLL = SECOND;
+
+const HEADLINES: Record<FetchJob["status"], string> = {
+  QUEUED: "Fetch asked for, waiting for a worker …",
+  RUNNING: "Fetching …",
+  SUCCEEDED: "Fetched: every price is stored.",
+  PARTIAL: "Fetched in part: some prices could not be had.",
+  FAILED: "The fetch failed: no price could be had.",
+};
+
+export class Fetching {
+  private readonly button = byId<HTMLButtonElement>("fetch");
+  private readonly panel = byId("fetching");
+  private readonly headline = byId("fetching-headline");
+  private readonly list = byId("fetching-tickers");
+  private readonly form = byId<HTMLFormElement>("token-form");
+  private readonly input = byId<HTMLInputElement>("token");
+  /** Kept for as long as the page is open, nowhere else. */
+  private token: string | undefined;
+
+  constructor(private readonly live: Live) {
+    byId<HTMLAnchorElement>("fetching-query").href = inGraphiQL(FETCH_PRICES, { tickers: null });
+    this.button.addEventListener("click", () => void this.fetch());
+    byId("fetching-close").addEventListener("click", () => {
+      this.panel.hidden = true;
+      this.button.focus();
+    });
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.token = this.input.value.trim();
+      void this.fetch();
+    });
+  }
+
+  private async fetch(): Promise<void> {
+    if (this.button.getAttribute("aria-disabled") === "true") return;
+    this.button.setAttribute("aria-disabled", "true");
+    this.say("busy", "Asking for a fetch …");
+    this.list.replaceChildren();
+    try {
+      const { fetchPrices } = await ask<{ fetchPrices: FetchJob }>(FETCH_PRICES, {}, { token: this.token });
+      this.form.hidden = true;
+      this.show(fetchPrices);
+      await this.follow(fetchPrices.id);
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      await this.refuse(error);
+    } finally {
+      this.button.setAttribute("aria-disabled", "false");
+    }
+  }
+
+  /** By subscription, or where there is none by asking again and again. */
+  private async follow(id: string): Promise<void> {
+    let job: FetchJob | null = null;
+    const show = (state: FetchJob) => this.show((job = state));
+    await this.live.progress(id, show).catch((error) => {
+      if (!(error instanceof ApiError)) throw error;
+    });
+    while (!isEnded(job)) {
+      const { fetchJob } = await ask<{ fetchJob: FetchJob | null }>(FETCH_STATE, { id });
+      if (!fetchJob) throw new ApiError("INTERNAL_SERVER_ERROR", "The API no longer knows of this fetch.");
+      show(fetchJob);
+      if (!isEnded(fetchJob)) await new Promise((resolve) => setTimeout(resolve, POLL));
+    }
+  }
+
+  private show(job: FetchJob): void {
+    const state = { QUEUED: "busy", RUNNING: "busy", SUCCEEDED: "good", PARTIAL: "bad", FAILED: "bad" }[job.status];
+    this.say(state, HEADLINES[job.status]);
+    this.list.replaceChildren(
+      ...job.tickers.map((ticker) => {
+        const price = job.prices.find((one) => one.ticker === ticker);
+        const failure = job.failures.find((one) => one.ticker === ticker);
+        const [kind, text] = price
+          ? ["good", `${grouped(price.price)} at ${localTime(parse(price.timestamp))}`]
+          : failure
+            ? ["bad", `${failure.code}: ${failure.message}`]
+            : ["busy", job.status === "QUEUED" ? "waiting" : "fetching"];
+        return element("li", { class: kind!, "data-ticker": ticker }, element("b", {}, title(ticker)), " ", text!);
+      }),
+    );
+  }
+
+  private async refuse({ code, message, retryAfter }: ApiError): Promise<void> {
+    this.list.replaceChildren();
+    this.say("bad", message, code);
+    if (code === "UNAUTHENTICATED") {
+      setText(byId("token-hint"), this.token ? "That token was not accepted." : "Fetching needs this server's token.");
+      this.token = undefined;
+      this.form.hidden = false;
+      this.input.focus();
+      this.input.select();
+    }
+    for (let seconds = Math.ceil(retryAfter ?? 0); seconds > 0; seconds -= 1) {
+      setText(this.button, `Fetch in ${seconds} s`);
+      await new Promise((resolve) => setTimeout(resolve, SECOND));
+    }
+    setText(this.button, "Fetch now");
+  }
+
+  private say(state: string, text: string, code?: string): void {
+    this.panel.hidden = false;
+    this.panel.dataset.state = state;
+    if (this.headline.textContent === text + (code ?? "")) return;
+    this.headline.replaceChildren(text, ...(code ? [" ", element("code", {}, code)] : []));
+  }
+}
+
+function isEnded(job: FetchJob | null): boolean {
+  return job !== null && job.status !== "QUEUED" && job.status !== "RUNNING";
+}

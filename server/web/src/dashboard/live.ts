@@ -1,0 +1,147 @@
+/** The live connection: one socket for all prices and for the progress of fetches, opened again whenever it is lost. */
+
+import { type Client, createClient } from "graphql-ws";
+import { ApiError, type CodedError, refusal } from "./api";
+import { FETCH_PROGRESS, type FetchJob, type Price, PRICE_UPDATES } from "./documents";
+import { SECOND } from "./time";
+
+export type Connection = "connecting" | "live" | "lost";
+
+const FIRST_WAIT = 0.5 * SECOND;
+const LONGEST_WAIT = 15 * SECOND;
+const PING_EVERY = 10 * SECOND;
+const PONG_WITHIN = 5 * SECOND;
+const ACK_WITHIN = 5 * SECOND;
+/** A subscription that is refused is refused by then. */
+const SETTLES_WITHIN = 0.4 * SECOND;
+
+interface Listener {
+  /** The timestamp that is asked to go on from. */
+  since: () => string;
+  onPrice: (price: Price) => void;
+  onChange: (connection: Connection) => void;
+}
+
+export class Live {
+  connection: Connection = "connecting";
+  /** When it is tried again, on the reader's own clock; `null` while it is not waiting. */
+  retryAt: number | null = null;
+  error: ApiError | null = null;
+
+  private readonly client: Client;
+  private isOpen = false;
+  private failures = 0;
+  private wake: (() => void) | null = null;
+  private pong = 0;
+
+  constructor(private readonly listener: Listener) {
+    this.client = createClient({
+      url: new URL("/graphql", location.href).href.replace(/^http/, "ws"),
+      keepAlive: PING_EVERY,
+      connectionAckWaitTimeout: ACK_WITHIN,
+      // Sent anew, a subscription would carry the old `since`: each attempt here is a new one.
+      retryAttempts: 0,
+      on: {
+        // A socket can be dead without anybody being told.
+        ping: (isReceived) => {
+          if (!isReceived) this.pong = window.setTimeout(() => this.client.terminate(), PONG_WITHIN);
+        },
+        pong: (isReceived) => isReceived && clearTimeout(this.pong),
+        connected: () => (this.isOpen = true),
+        closed: () => {
+          this.isOpen = false;
+          clearTimeout(this.pong);
+        },
+      },
+    });
+  }
+
+  /** For as long as the page is open. */
+  async run(): Promise<never> {
+    for (;;) {
+      this.error = await this.subscribe();
+      this.failures += 1;
+      // Half of it by chance, so that the clients of a server that was away do not all come back at once.
+      const longest = Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** (this.failures - 1));
+      const wait = longest * (0.5 + Math.random() / 2);
+      this.retryAt = Date.now() + wait;
+      this.become("lost");
+      await new Promise<void>((resolve) => {
+        this.wake = resolve;
+        setTimeout(resolve, wait);
+      });
+      [this.wake, this.retryAt] = [null, null];
+    }
+  }
+
+  retryNow(): void {
+    this.wake?.();
+  }
+
+  /** Until the subscription ends, which it does only when something is wrong. */
+  private subscribe(): Promise<ApiError | null> {
+    return new Promise((resolve) => {
+      let settling = 0;
+      const settle = () => {
+        clearTimeout(settling);
+        this.failures = 0;
+        this.become("live");
+      };
+      const connected = () => (settling = window.setTimeout(settle, SETTLES_WITHIN));
+      const unlisten = this.client.on("connected", connected);
+      if (this.isOpen) connected();
+      const end = (error: ApiError | null) => {
+        clearTimeout(settling);
+        unlisten();
+        resolve(error);
+      };
+      // Read when it is sent: the client may do so later than now.
+      const { since } = this.listener;
+      const variables = Object.defineProperty({}, "since", { enumerable: true, get: since });
+      const unsubscribe = this.client.subscribe<{ priceUpdates: Price }>(
+        { query: PRICE_UPDATES, variables },
+        {
+          next: ({ data, errors }) => {
+            if (data) {
+              if (this.connection !== "live") settle();
+              this.listener.onPrice(data.priceUpdates);
+            } else if (errors?.[0]) {
+              end(refusal(errors[0]));
+              unsubscribe();
+            }
+          },
+          error: (error) => end(errorOf(error)),
+          complete: () => end(null),
+        },
+      );
+    });
+  }
+
+  /** The job now and at every change; resolves when it has ended. Raises `ApiError`, also when the socket is lost. */
+  progress(id: string, onChange: (job: FetchJob) => void): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.client.subscribe<{ fetchProgress: FetchJob }>(
+        { query: FETCH_PROGRESS, variables: { id } },
+        {
+          next: ({ data, errors }) => {
+            if (data) onChange(data.fetchProgress);
+            else if (errors?.[0]) reject(refusal(errors[0]));
+          },
+          error: (error) => reject(errorOf(error) ?? new ApiError("UNREACHABLE", "The live connection was lost.")),
+          complete: resolve,
+        },
+      );
+    });
+  }
+
+  private become(connection: Connection): void {
+    if (connection === this.connection) return;
+    this.connection = connection;
+    this.listener.onChange(connection);
+  }
+}
+
+/** What the server refused; `null` for a socket that closed. */
+function errorOf(error: unknown): ApiError | null {
+  return Array.isArray(error) && error[0] ? refusal(error[0] as CodedError) : null;
+}

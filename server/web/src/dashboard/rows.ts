@@ -1,0 +1,75 @@
+/** Rows of a period, read page by page. */
+
+import { ask, type Asking } from "./api";
+import { CANDLES as LENGTHS, type CandleInterval } from "./choice";
+import { type Candle, CANDLES, COVERAGE, type Coverage, MAX_LIMIT, type Price, PRICES, SOURCES } from "./documents";
+import { SECOND, print } from "./time";
+
+export interface Period {
+  ticker: string;
+  /** Milliseconds since the epoch, as everywhere on this page. */
+  from: number;
+  to: number;
+}
+
+type Stamped = Pick<Price, "timestamp">;
+
+export function variablesOf({ ticker, from, to }: Period): { ticker: string; fromDt: string; toDt: string } {
+  return { ticker, fromDt: print(from), toDt: print(to) };
+}
+
+/** Oldest first; `after` is a timestamp that is there already. */
+export function readPrices(period: Period, after: string | null, asking: Asking): Promise<Price[]> {
+  return readPages<Price>(PRICES, period, after, asking);
+}
+
+/** When each price is from and how it came to be stored: what a candle does not say of its prices. */
+export function readSources(period: Period, after: string | null, asking: Asking) {
+  return readPages<Pick<Price, "timestamp" | "source">>(SOURCES, period, after, asking);
+}
+
+async function readPages<Row extends Stamped>(
+  query: string,
+  period: Period,
+  after: string | null,
+  asking: Asking,
+): Promise<Row[]> {
+  const rows: Row[] = [];
+  for (;;) {
+    const variables = { ...variablesOf(period), limit: MAX_LIMIT, after };
+    const { pricesInPeriod: page } = await ask<{ pricesInPeriod: Row[] }>(query, variables, asking);
+    rows.push(...page);
+    if (page.length < MAX_LIMIT) return rows;
+    after = page[page.length - 1]!.timestamp;
+  }
+}
+
+/** From the candle that the period begins in to the one that it ends in. */
+export async function readCandles(period: Period, interval: CandleInterval, asking: Asking): Promise<Candle[]> {
+  const limit = Math.min(MAX_LIMIT, Math.ceil((period.to - period.from) / (LENGTHS[interval].seconds * SECOND)) + 2);
+  const variables = { ...variablesOf(period), interval, limit };
+  return (await ask<{ candles: Candle[] }>(CANDLES, variables, asking)).candles;
+}
+
+export async function readCoverage(period: Period, asking: Asking): Promise<Coverage> {
+  return (await ask<{ coverage: Coverage }>(COVERAGE, variablesOf(period), asking)).coverage;
+}
+
+/** Puts a row where its timestamp belongs, mostly at the end; of one that is there already, the new one stays. */
+export function insertRow<Row extends Stamped>(rows: Row[], row: Row): void {
+  let end = rows.length;
+  while (end > 0 && rows[end - 1]!.timestamp > row.timestamp) end -= 1;
+  const isKnown = rows[end - 1]?.timestamp === row.timestamp;
+  rows.splice(isKnown ? end - 1 : end, isKnown ? 1 : 0, row);
+}
+
+/** The candles with those read again in their places. */
+export function mergeCandles(candles: Candle[], fresh: Candle[]): Candle[] {
+  const [first, last] = [fresh[0], fresh.at(-1)];
+  if (!first || !last) return candles;
+  return [
+    ...candles.filter(({ start }) => start < first.start),
+    ...fresh,
+    ...candles.filter(({ start }) => start > last.start),
+  ];
+}

@@ -1,0 +1,101 @@
+/** How the page stands with the API: live, reconnecting or offline; and in words what that means for what is shown. */
+
+import type { ApiError } from "./api";
+import { byId, setText } from "./elements";
+import type { Live } from "./live";
+import { age, isStale, type Known, reasonOf } from "./tickers";
+import { duration, localTime, SECOND } from "./time";
+
+type State = "connecting" | "live" | "reconnecting" | "impaired" | "offline";
+
+const NAMES: Record<State, string> = {
+  connecting: "Connecting",
+  live: "Live",
+  reconnecting: "Reconnecting",
+  impaired: "No database",
+  offline: "Offline",
+};
+/** A connection that is back sooner is not worth words. */
+const GRACE = 1.5 * SECOND;
+
+export class Status {
+  private readonly pill = byId("connection");
+  private readonly notice = byId("notice");
+  private readonly words = byId("notice-words");
+  private readonly countdown = byId("notice-countdown");
+  private readonly retry = byId<HTMLButtonElement>("retry");
+  private readonly testnet = byId("testnet");
+  private error: ApiError | null = null;
+  private answeredAt: number | null = null;
+  private lostAt: number | null = null;
+
+  constructor(
+    private readonly live: Live,
+    onRetry: () => void,
+  ) {
+    this.retry.addEventListener("click", onRetry);
+  }
+
+  /** An answer of the API, `null` for a good one. A refusal of one request is that panel's to tell. */
+  note(error: ApiError | null): void {
+    if (!error) this.hear();
+    if (!error || error.isUnreachable || error.code === "STORAGE_UNAVAILABLE") this.error = error;
+  }
+
+  /** Something came, by whichever way. */
+  hear(): void {
+    this.answeredAt = Date.now();
+  }
+
+  get state(): State {
+    if (this.isImpaired) return "impaired";
+    if (this.live.connection === "live") return "live";
+    if (this.error?.isUnreachable) return "offline";
+    return this.live.connection === "connecting" ? "connecting" : "reconnecting";
+  }
+
+  private get isImpaired(): boolean {
+    return this.error !== null && !this.error.isUnreachable;
+  }
+
+  show(tickers: Known[]): void {
+    const { state } = this;
+    this.pill.dataset.state = state;
+    setText(this.pill, NAMES[state]);
+    this.lostAt = this.live.connection === "live" ? null : (this.lostAt ?? Date.now());
+    const [kind, text] = this.wordsFor(state, tickers);
+    this.notice.hidden = text === "";
+    this.notice.dataset.kind = kind;
+    setText(this.words, text);
+    const wait = this.live.connection === "live" || this.live.retryAt === null ? 0 : this.live.retryAt - Date.now();
+    setText(this.countdown, wait > 0 ? `Next attempt in ${Math.ceil(wait / SECOND)} s.` : "");
+    this.retry.hidden = state === "live" || state === "connecting";
+    this.testnet.hidden = !tickers.some(({ latest }) => latest?.testnet);
+  }
+
+  private wordsFor(state: State, tickers: Known[]): [kind: string, text: string] {
+    const asOf = this.answeredAt ? ` What is shown is as of ${localTime(this.answeredAt)}.` : "";
+    if (state === "offline") return ["bad", `The API cannot be reached.${asOf}`];
+    if (state === "impaired") return ["bad", `The API answers, but its database does not (${this.error!.code}).${asOf}`];
+    if (state !== "live" && Date.now() - this.lostAt! > GRACE) {
+      const because = this.live.error ? ` (${this.live.error.code}: ${this.live.error.message})` : "";
+      return ["warn", `The live connection is lost${because}. Until it is back, prices are read every few seconds.`];
+    }
+    if (tickers.length === 0) return ["", ""];
+    const collected = tickers.filter(({ latest }) => latest);
+    if (collected.length === 0) {
+      return ["info", "Nothing has been collected yet. The first price appears here by itself, as soon as one is stored."];
+    }
+    if (collected.every(isStale)) return ["warn", staleWords(collected)];
+    return ["", ""];
+  }
+}
+
+function staleWords(tickers: Known[]): string {
+  const youngest = Math.min(...tickers.map((known) => age(known)!));
+  const gap = tickers.find((known) => known.gap)?.gap;
+  const why = gap ? `: ${reasonOf(gap)}` : "";
+  // To the minute, or what is announced would change every second.
+  const old = youngest < 60 * SECOND ? "less than a minute" : duration(Math.floor(youngest / 60_000) * 60_000);
+  return `No price is fresh, the newest is ${old} old${why}.`;
+}

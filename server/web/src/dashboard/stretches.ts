@@ -1,0 +1,112 @@
+/** From the rows of a period: what a line is drawn through, where it breaks, and which stretches were backfilled. */
+
+import type { Candle, Gap, Price } from "./documents";
+import type { History, Sourced } from "./history";
+import { parse } from "./time";
+
+/** What the cursor can point at. */
+export interface Item {
+  /** Where it stands on the time axis: a price at its timestamp, a candle at its middle. */
+  at: number;
+  /** What it stands for: [from, to). */
+  from: number;
+  to: number;
+  isBackfilled: boolean;
+  price?: Price;
+  candle?: Candle;
+}
+
+export interface Stretch {
+  from: number;
+  to: number;
+}
+
+/** Prices never change, and there may be thousands of them to draw every second. */
+const itemsOfPrices = new WeakMap<Price, Item>();
+
+function itemOf(price: Price, step: number): Item {
+  let item = itemsOfPrices.get(price);
+  if (!item) {
+    const at = parse(price.timestamp);
+    item = { at, from: at, to: at + step, isBackfilled: price.source === "BACKFILLED", price };
+    itemsOfPrices.set(price, item);
+  }
+  return item;
+}
+
+export function itemsOf(history: History): Item[] {
+  const { step } = history;
+  if (history.interval === "PRICES") return history.prices.map((price) => itemOf(price, step));
+  const backfilled = backfilledStretches(history.sources ?? [], 1);
+  let next = 0;
+  return history.candles.map((candle) => {
+    const from = parse(candle.start);
+    const to = from + step;
+    while ((backfilled[next]?.to ?? Infinity) <= from) next += 1;
+    return { at: from + step / 2, from, to, isBackfilled: (backfilled[next]?.from ?? Infinity) < to, candle };
+  });
+}
+
+/** Missing slots, in the order of time. */
+export interface Hole extends Stretch {
+  gap: Gap;
+}
+
+export function holesOf(gaps: Gap[]): Hole[] {
+  return gaps.map((gap) => ({ from: parse(gap.fromDt), to: parse(gap.toDt), gap }));
+}
+
+/** A line breaks between two neighbours with a slot missing between them; for candles, where a whole one is missing. */
+export function breaksBetween(a: Item, b: Item, holes: Hole[]): boolean {
+  if (a.candle && b.from <= a.to) return false;
+  const [from, to] = a.candle ? [a.to, b.from] : [a.at, b.at];
+  const hole = holes[firstWith(holes, (one) => one.to > from)];
+  return hole !== undefined && hole.from < to;
+}
+
+/** Runs of backfilled rows, each from its first to the slot after its last one. */
+export function backfilledStretches(rows: Sourced[], step: number): Stretch[] {
+  const stretches: Stretch[] = [];
+  let open: Stretch | null = null;
+  for (const { timestamp, source } of rows) {
+    if (source === "REQUESTED") continue;
+    if (source !== "BACKFILLED") {
+      open = null;
+      continue;
+    }
+    const at = parse(timestamp);
+    if (open) open.to = at + step;
+    else stretches.push((open = { from: at, to: at + step }));
+  }
+  return stretches;
+}
+
+/** How many of the rows came each way. */
+export function countBySource(rows: Sourced[]): Record<Sourced["source"], number> {
+  const counts = { SCHEDULED: 0, REQUESTED: 0, BACKFILLED: 0 };
+  for (const { source } of rows) counts[source] += 1;
+  return counts;
+}
+
+/** The item nearest to an instant, -1 where there is none. */
+export function nearest(items: Item[], at: number): number {
+  const next = firstWith(items, (item) => item.at >= at);
+  const [before, after] = [items[next - 1], items[next]];
+  return before && (!after || at - before.at <= after.at - at) ? next - 1 : after ? next : -1;
+}
+
+export function holeAt(holes: Hole[], at: number): Hole | null {
+  const hole = holes[firstWith(holes, (one) => one.to > at)];
+  return hole && hole.from <= at ? hole : null;
+}
+
+/** Where in an ordered list a condition begins to hold; its length where it never does. */
+function firstWith<One>(list: One[], holds: (one: One) => boolean): number {
+  let low = 0;
+  for (let high = list.length; low < high; ) {
+    const middle = (low + high) >> 1;
+    if (holds(list[middle]!)) high = middle;
+    else low = middle + 1;
+  }
+  return low;
+}

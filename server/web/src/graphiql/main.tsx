@@ -1,0 +1,48 @@
+import "./workers";
+import "@graphiql/react/style.css";
+import "@graphiql/plugin-doc-explorer/style.css";
+import "@graphiql/plugin-history/style.css";
+import "graphiql/graphiql.css";
+import "./page.css";
+
+import type { GraphiQLProps } from "graphiql";
+import { createRoot } from "react-dom/client";
+import { Page } from "./Page";
+import { exampleTabs, type Tab } from "./tabs";
+
+type Tabs = Pick<GraphiQLProps, "defaultTabs" | "initialQuery" | "initialVariables">;
+
+const TABS_KEY = "graphiql:tabState"; // where GraphiQL keeps the user's own
+
+async function tabs(url: string): Promise<Tabs> {
+  const wanted = wantedByAddress();
+  const isFirstVisit = localStorage.getItem(TABS_KEY) === null;
+  const defaultTabs = isFirstVisit ? [...(wanted ? [wanted] : []), ...(await exampleTabs(url))] : [];
+  const first = wanted ?? defaultTabs[0];
+  // Beside tabs of the user's own only what the address asks for is opened.
+  return {
+    ...(isFirstVisit && { defaultTabs }),
+    ...(first && { initialQuery: first.query ?? "", initialVariables: first.variables ?? "" }),
+  };
+}
+
+/** The query of an address such as `/graphql?query=…&variables=…`, which is then the page's own again. */
+function wantedByAddress(): Tab | null {
+  const address = new URL(location.href);
+  const query = address.searchParams.get("query");
+  if (!query) return null;
+  history.replaceState(null, "", address.pathname);
+  return { query, variables: readable(address.searchParams.get("variables") ?? ""), headers: null };
+}
+
+function readable(variables: string): string {
+  try {
+    return JSON.stringify(JSON.parse(variables), null, 2);
+  } catch {
+    return variables;
+  }
+}
+
+const url = new URL("/graphql", location.href).href;
+const root = createRoot(document.getElementById("graphiql")!);
+root.render(<Page url={url} {...await tabs(url)} />);

@@ -1,0 +1,163 @@
+import type { GraphiQLProps } from "graphiql";
+
+export type Tab = NonNullable<GraphiQLProps["defaultTabs"]>[number];
+type Ticker = { name: string; intervalSeconds: number };
+
+const ANSWER_TIMEOUT = 3000;
+const PERIOD_SECONDS = 3600;
+
+const LATEST = `# What is collected, and how fresh it is.
+# Ctrl-Enter runs it.
+query LatestPrices($tickers: [String!]) {
+  latestPrices(tickers: $tickers) {
+    ticker
+    price
+    timestamp
+    observedAt
+    source
+  }
+  tickers {
+    name
+    lagSeconds
+    stale
+  }
+}
+`;
+
+const HISTORY = `# Newest first. To page on, pass the last
+# timestamp as \`before\`.
+query PriceHistory(
+  $ticker: String!
+  $limit: Int!
+  $before: DateTime
+) {
+  priceHistory(
+    ticker: $ticker
+    limit: $limit
+    before: $before
+  ) {
+    timestamp
+    price
+    source
+  }
+}
+`;
+
+const PERIOD = `# A period, how much of it is there,
+# and why the rest is missing.
+query PeriodWithCoverage(
+  $ticker: String!
+  $fromDt: DateTime!
+  $toDt: DateTime!
+) {
+  coverage(
+    ticker: $ticker
+    fromDt: $fromDt
+    toDt: $toDt
+  ) {
+    expected
+    present
+    complete
+    gaps {
+      fromDt
+      toDt
+      missing
+      reason
+      detail
+    }
+  }
+  pricesInPeriod(
+    ticker: $ticker
+    fromDt: $fromDt
+    toDt: $toDt
+    limit: 1000
+  ) {
+    timestamp
+    price
+    source
+  }
+}
+`;
+
+const FETCH = `# Run FetchPrices: its answer puts the job's id
+# into the variables. FetchProgress follows it.
+mutation FetchPrices($tickers: [String!]) {
+  fetchPrices(tickers: $tickers) {
+    id
+    status
+  }
+}
+
+subscription FetchProgress($id: ID!) {
+  fetchProgress(id: $id) {
+    status
+    startedAt
+    finishedAt
+    prices {
+      ticker
+      price
+      timestamp
+    }
+    failures {
+      ticker
+      code
+      message
+    }
+  }
+}
+`;
+
+const LIVE = `# What was stored after \`since\`, then each
+# price as it is stored.
+subscription LivePrices(
+  $tickers: [String!]
+  $since: DateTime
+) {
+  priceUpdates(tickers: $tickers, since: $since) {
+    ticker
+    price
+    timestamp
+    source
+  }
+}
+`;
+
+/** What one would try first, with this server's tickers and times around now. */
+export async function exampleTabs(url: string): Promise<Tab[]> {
+  const tickers = await collectedTickers(url);
+  const names = tickers.map(({ name }) => name);
+  const [ticker] = names;
+  const interval = Math.max(...tickers.map(({ intervalSeconds }) => intervalSeconds));
+  const slot = Math.floor(Date.now() / 1000 / interval) * interval;
+  return [
+    tab(LATEST, { tickers: names }),
+    tab(HISTORY, { ticker, limit: 10, before: null }),
+    tab(PERIOD, { ticker, fromDt: instant(slot - PERIOD_SECONDS), toDt: instant(slot) }),
+    tab(FETCH, { tickers: names, id: "" }),
+    tab(LIVE, { tickers: names, since: instant(slot - 2 * interval) }),
+  ];
+}
+
+function tab(query: string, variables: Record<string, unknown>): Tab {
+  return { query, variables: JSON.stringify(variables, null, 2), headers: null };
+}
+
+function instant(seconds: number): string {
+  return new Date(seconds * 1000).toISOString().replace(".000Z", "Z");
+}
+
+async function collectedTickers(url: string): Promise<Ticker[]> {
+  try {
+    const answer = await fetch(url, {
+      method: "POST",
+      headers: { "Content-Type": "application/json", Accept: "application/json" },
+      body: JSON.stringify({ query: "{ tickers { name intervalSeconds } }" }),
+      signal: AbortSignal.timeout(ANSWER_TIMEOUT),
+    });
+    const tickers: Ticker[] = (await answer.json()).data.tickers;
+    if (tickers.length > 0) return tickers;
+  } catch {
+    // The page is of use without its examples' values: what is wrong shows in the first answer.
+  }
+  return [{ name: "btc_usd", intervalSeconds: 60 }];
+}

@@ -1,0 +1,99 @@
+"""Chromium, and the demo's stack with its pages, for what a person sees. A test meets no host but that stack."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Route, async_playwright
+
+from shared.embedded import free_port
+from shared.local_web import SERVER, build
+from tests.integration.test_local import Demo
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="session")
+def built() -> None:
+    """The pages as their sources are now, made if need be, once for all workers of the run."""
+    reason = build(SERVER)
+    if reason is not None:
+        pytest.skip(f"the pages cannot be built: {reason}")
+
+
+@pytest.fixture(scope="session")
+async def browser() -> AsyncIterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium")
+    async with async_playwright() as playwright:
+        # Its sandbox does not start as root, and the only pages here are ours.
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture(scope="session")
+async def demo(built: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Demo]:
+    """`make demo` with a price a second."""
+    demo = Demo(tmp_path_factory.mktemp("demo"), free_port(), FETCH_INTERVAL_SECONDS="1")
+    await demo.said("Ready after")
+    yield demo
+    demo.process.terminate()
+    await asyncio.to_thread(demo.process.wait, 30)
+
+
+class Visitor:
+    """One person's browser: own storage, own cookies. `problems` is what they would find in the console."""
+
+    def __init__(self, context: BrowserContext, url: str) -> None:
+        self.context = context
+        self.url = url
+        self.problems: list[str] = []
+        self.sockets: list[str] = []
+
+    async def open(self, path: str) -> Page:
+        page = await self.context.new_page()
+        page.on("console", self._note)
+        page.on("pageerror", lambda error: self.problems.append(f"exception: {error}"))
+        page.on("websocket", lambda socket: self.sockets.append(socket.url))
+        await page.goto(self.url + path)
+        return page
+
+    def _note(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):  # what the Content-Security-Policy refuses is an error too
+            self.problems.append(f"{message.type}: {message.text}")
+
+    async def limit_to_the_server(self, route: Route) -> None:
+        if urlsplit(route.request.url).netloc == urlsplit(self.url).netloc:
+            await route.continue_()
+        else:
+            self.problems.append(f"request to another host: {route.request.url}")
+            await route.abort()
+
+
+async def visit(browser: Browser, url: str, color_scheme: str = "light") -> Visitor:
+    context = await browser.new_context(
+        color_scheme="dark" if color_scheme == "dark" else "light", viewport={"width": 1280, "height": 800}
+    )
+    visitor = Visitor(context, url)
+    await context.route("**/*", visitor.limit_to_the_server)
+    return visitor
+
+
+@pytest.fixture
+async def visitor(browser: Browser, demo: Demo) -> AsyncIterator[Visitor]:
+    """Someone who has never been here. A test that breaks something clears the problems that this makes."""
+    visitor = await visit(browser, demo.url)
+    yield visitor
+    await visitor.context.close()
+    assert visitor.problems == []
+    assert {urlsplit(url).netloc for url in visitor.sockets} <= {urlsplit(visitor.url).netloc}
+
+
+async def until(page: Page, expression: str) -> None:
+    """As `page.wait_for_function`, which evaluates inside of the page, where its Content-Security-Policy forbids it."""
+    async with asyncio.timeout(20):
+        while not await page.evaluate(expression):
+            await asyncio.sleep(0.05)

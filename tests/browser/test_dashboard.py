@@ -1,0 +1,327 @@
+"""The dashboard at `/` while all is well: what it shows is what the database holds."""
+
+import gzip
+import json
+import re
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from playwright.async_api import Browser, Page, Request, expect
+
+from server.pages import STATIC
+from tests.browser.dashboard import (
+    TOKEN,
+    UNCOLLECTED,
+    Dashboard,
+    open_dashboard,
+    plain,
+    start_guarded_api,
+    stored,
+    take_picture,
+    until,
+)
+from tests.faults.stack import TICKERS, Stack, open_stack
+
+pytestmark = pytest.mark.timeout(120)
+
+MOST_JAVASCRIPT = 150_000  # bytes, gzipped
+SECOND = timedelta(seconds=1)
+
+
+@pytest.fixture(scope="module")
+async def stack(built: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """A price a second of each ticker, and what the exchange's chart has of the day before."""
+    async with open_stack(tmp_path_factory.mktemp("dashboard"), interval=1) as stack:
+        stack.start_worker()
+        await stack.start_api()
+        await stack.wait_for_prices(2)
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def url(stack: Stack) -> str:
+    return f"http://127.0.0.1:{stack.api_port}"
+
+
+@pytest.fixture
+async def dashboard(browser: Browser, url: str) -> AsyncIterator[Dashboard]:
+    dashboard = await open_dashboard(browser, url, "/?range=15m")
+    await dashboard.state("Live")
+    yield dashboard
+    await dashboard.close()
+
+
+@pytest.fixture(scope="module")
+async def guarded(stack: Stack) -> str:
+    return await start_guarded_api(stack)
+
+
+async def test_a_stored_price_appears_with_every_digit_and_without_a_reload(stack: Stack, dashboard: Dashboard) -> None:
+    for ticker in TICKERS:
+        await stack.wait_for_prices(1)
+        [row] = await stack.rows("select max(timestamp) from prices where ticker = $1", ticker)
+
+        async def is_shown(ticker: str = ticker, at: datetime = row[0]) -> bool:
+            return (await dashboard.newest(ticker))[0] >= at
+
+        await until(is_shown, f"the price of {row[0]}", seconds=2)
+        timestamp, value, text = await dashboard.newest(ticker)
+        [(_, price, _)] = await stored(stack, ticker, timestamp, timestamp)
+        assert (value, text) == (price, f"{Decimal(price):,f}")
+        await expect(dashboard.card(ticker)).to_contain_text("testnet")
+    await expect(dashboard.page.locator("#testnet")).to_contain_text("Simulated prices")
+    # The chart has them too, and what was healed before.
+    await stack.wait_for_prices(1)
+    [row] = await stack.rows("select max(timestamp) from prices where ticker = 'btc_usd'")
+
+    async def is_drawn() -> bool:
+        rows = await dashboard.rows()
+        return rows[-1][0] >= row[0] and rows == await stored(stack, "btc_usd", rows[0][0], rows[-1][0])
+
+    await until(is_drawn, "the chart's newest price", seconds=3)
+
+
+async def test_the_change_is_that_of_the_stored_prices(stack: Stack, dashboard: Dashboard) -> None:
+    await dashboard.page.reload()  # what it compares with is read at most twice a minute
+    card = dashboard.card("btc_usd")
+    await expect(card.locator(".change").first).to_be_visible()
+    latest, percent, difference, earlier = await card.evaluate(
+        "card => [card.querySelector('data').value, ...['strong', '.difference', '.earlier']"
+        ".map(name => card.querySelector('.change ' + name).textContent)]"
+    )
+    match = re.fullmatch(r"from ([\d,.]+) at .+", earlier)
+    assert match
+    before = Decimal(match[1].replace(",", ""))
+    hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    nearby = await stored(stack, "btc_usd", hour_ago - timedelta(minutes=5), hour_ago + timedelta(seconds=30))
+    assert plain(before) in {price for _, price, _ in nearby}
+    change = Decimal(latest) - before
+    sign = "+" if change > 0 else "\u2212"
+    assert difference == f"{sign}{abs(change):,f}"
+    hundredths = (abs(change) / before * 100).quantize(Decimal("0.01"), ROUND_HALF_UP)
+    assert percent == f"{sign}{hundredths} %"
+
+
+async def test_fetch_now_ends_with_the_price_of_each_ticker(stack: Stack, dashboard: Dashboard, tmp_path: Path) -> None:
+    page = dashboard.page
+    await page.get_by_role("button", name="Fetch now").click()
+    await expect(page.locator("#fetching-headline")).to_have_text("Fetched: every price is stored.", timeout=20_000)
+    requested = await stack.rows("select ticker, price from prices where source = 'REQUESTED' order by ticker")
+    assert [row["ticker"] for row in requested] == [*TICKERS]
+    for ticker, price in requested:
+        await expect(page.locator(f'#fetching-tickers [data-ticker="{ticker}"]')).to_contain_text(f"{price:,f} at ")
+    await take_picture(dashboard, tmp_path, "fetched")
+
+
+async def test_the_chart_is_read_by_keyboard(stack: Stack, dashboard: Dashboard, tmp_path: Path) -> None:
+    page = dashboard.page
+    chart = page.get_by_role("slider", name="Point in the chart")
+    await chart.focus()
+    await page.keyboard.press("Home")
+    await page.keyboard.press("ArrowRight")
+    told = await chart.get_attribute("aria-valuetext") or ""
+    match = re.search(r"Price: ([\d,.]+); Local: .+; UTC: (\S+) (\S+) UTC; Source: (\w+)", told)
+    assert match, told
+    at = datetime.fromisoformat(f"{match[2]}T{match[3]}+00:00")
+    assert await stored(stack, "btc_usd", at, at) == [(at, match[1].replace(",", ""), match[4])]
+    await expect(page.locator(".tip")).to_be_visible()
+    await take_picture(dashboard, tmp_path, "crosshair")
+    await page.keyboard.press("Escape")
+    await expect(page.locator(".tip")).to_be_hidden()
+
+    await page.get_by_role("radio", name="Line").press("ArrowRight")
+    await expect(page.get_by_role("radio", name="Candles")).to_be_checked()
+    await expect(page.locator("#chart-interval")).to_have_text("one candle per 1 min")
+    await page.get_by_role("button", name="ETH/USD").press("Enter")
+    await expect(page.get_by_role("heading", name="ETH/USD one candle per 1 min")).to_be_visible()
+    await page.get_by_role("radio", name="6 h", exact=True).check()
+    assert urlsplit(page.url).query == "range=6h&ticker=eth_usd&interval=AUTO&form=candles"
+    await expect(page.locator("#rows")).not_to_be_visible()
+    await take_picture(dashboard, tmp_path, "candles")
+
+
+async def test_the_graphql_of_each_panel_runs(stack: Stack, dashboard: Dashboard) -> None:
+    page = dashboard.page
+    await expect(page.locator("#completeness-panel")).to_contain_text("prices are there")
+    links = await page.locator("a[href*='query=']").evaluate_all("links => links.map(link => [link.id, link.href])")
+    ran = set()
+    for name, href in links:
+        asked = parse_qs(urlsplit(href).query)
+        query, variables = asked["query"][0], asked["variables"][0]
+        if query.startswith("query"):
+            reply = await stack.http.get(href.replace("?", "?operationName=&"), headers={"Accept": "application/json"})
+            assert reply.is_success, (query, variables, reply.text)
+            assert "errors" not in reply.json(), reply.text
+            ran.add(name)
+    assert ran == {"prices-query", "chart-query", "completeness-query"}
+    assert {name for name, _ in links} - ran == {"live-query", "fetching-query"}
+
+
+async def write_history(stack: Stack) -> datetime:
+    """Of the uncollected ticker, each second: 12,000 observed, 120 missing, 120 backfilled, 180 observed; until now."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    sql = """
+        with slot as (
+            select ordinal, $2::timestamptz + make_interval(secs => ordinal) as at
+            from generate_series(-12420, -1) as ordinal
+        ), schedule as (
+            insert into schedules (ticker, since, interval_seconds, first_fill_done)
+            select $1, min(at), 1, true
+            from slot
+        ), missed as (
+            insert into missed_slots (ticker, slot, reason, detail, unanswered)
+            select $1, at, 'EXCHANGE_ERROR', 'RPC_10028: too_many_requests', true
+            from slot
+            where ordinal >= -420
+              and ordinal < -300
+        )
+        insert into prices (ticker, timestamp, price, observed_at, source, testnet)
+        select
+            $1,
+            at,
+            round(0.4 + (ordinal % 97) / 10000.0, 4),
+            at,
+            (case when ordinal >= -300 and ordinal < -180 then 'BACKFILLED' else 'SCHEDULED' end)::price_source,
+            true
+        from slot
+        where ordinal < -420
+           or ordinal >= -300
+    """
+    await stack.rows(sql, UNCOLLECTED, now)
+    return now
+
+
+COUNT_COLOURS = """([name, first, last, span]) => {
+    const canvas = document.querySelector('#plot canvas');
+    const over = document.querySelector('#plot .u-over').getBoundingClientRect();
+    const frame = canvas.getBoundingClientRect();
+    const colour = getComputedStyle(canvas).getPropertyValue('--chart-' + name);
+    const wanted = colour.match(/[0-9a-f]{2}/g).map(part => parseInt(part, 16));
+    const scale = canvas.width / frame.width;
+    const xOf = time => over.left - frame.left + (time - (Date.now() - span)) / span * over.width;
+    const [left, right] = [xOf(first), xOf(last)].map(x => Math.round(x * scale));
+    const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d', { willReadFrequently: true });
+    copy.drawImage(canvas, 0, 0);
+    const { data } = copy.getImageData(left, 0, right - left, canvas.height);
+    let count = 0;
+    for (let i = 0; i < data.length; i += 4) count += wanted.every((part, n) => Math.abs(part - data[i + n]) < 8);
+    return count;
+}"""
+
+
+async def colours(page: Page, middle: datetime) -> set[str]:
+    """Those of the legend's colours that are found on the chart, 15 minutes wide, around an instant."""
+    first, last = ((middle + timedelta(seconds=s)).timestamp() * 1000 for s in (-30, 30))
+    names = ("observed", "backfilled", "missing")
+    return {name for name in names if await page.evaluate(COUNT_COLOURS, [name, first, last, 900_000])}
+
+
+async def test_gaps_and_backfilled_stretches_are_told_apart_and_pages_are_read(
+    browser: Browser, stack: Stack, guarded: str, tmp_path: Path
+) -> None:
+    now = await write_history(stack)
+    dashboard = await open_dashboard(browser, guarded, "/?range=15m")
+    page = dashboard.page
+    panel = page.locator("#completeness-panel")
+    await expect(panel).to_contain_text("are missing")
+    gaps = await panel.locator("li").all_inner_texts()
+    assert re.search(r"\s120 prices\s+the exchange failed \(RPC_10028: too_many_requests\)$", gaps[-1])
+    # The slots since `now`, which nothing collects, are missing too.
+    match = re.search(r"(\d+) of (\d+) prices are there; (\d+) are missing\.", await panel.inner_text())
+    assert match
+    present, expected, missing = map(int, match.groups())
+    assert (present, missing) == (expected - missing, expected - present)
+    assert re.search(r"\b120 backfilled\.", await panel.inner_text())
+    for seconds, colour in ((-480, "observed"), (-360, "missing"), (-240, "backfilled"), (-90, "observed")):
+        assert await colours(page, now + seconds * SECOND) == {colour}
+
+    await page.get_by_role("radio", name="6 h", exact=True).check()
+    pages: list[str | None] = []
+    page.on(
+        "request", lambda request: pages.append(after_of(request)) if "Prices(" in (request.post_data or "") else None
+    )
+    await page.get_by_label("Interval").select_option("PRICES")
+    await page.locator("#table summary").click()
+    await expect(page.locator("#rows caption")).to_have_text("Newest first, 50 of 12300")
+    assert [after is None for after in pages] == [True, False]
+    await take_picture(dashboard, tmp_path, "gaps")
+    await dashboard.close()
+
+
+def after_of(request: Request) -> str | None:
+    after: str | None = json.loads(request.post_data or "")["variables"]["after"]
+    return after
+
+
+async def test_a_refused_fetch_asks_for_the_token_and_keeps_it_nowhere(
+    browser: Browser, guarded: str, tmp_path: Path
+) -> None:
+    dashboard = await open_dashboard(browser, guarded)
+    page = dashboard.page
+    await page.get_by_role("button", name="Fetch now").click()
+    await expect(page.locator("#fetching-headline")).to_contain_text("UNAUTHENTICATED")
+    await page.get_by_label("Token").fill("not-the-token")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#token-hint")).to_have_text("That token was not accepted.")
+    await take_picture(dashboard, tmp_path, "refused")
+    await page.get_by_label("Token").fill(TOKEN)
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#fetching-headline")).to_have_text("Fetched: every price is stored.", timeout=20_000)
+    kept = await page.evaluate(
+        "JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])"
+    )
+    assert TOKEN not in kept
+    await dashboard.close()
+
+
+CONTRASTS = """() => {
+    const parse = text => (text.match(/[\\d.]+/g) ?? []).map(Number);
+    const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+        .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, v, n) => sum + v * [0.2126, 0.7152, 0.0722][n], 0);
+    const backOf = element => {
+        for (let at = element; at; at = at.parentElement) {
+            const colour = parse(getComputedStyle(at).backgroundColor);
+            if (colour.length === 3 || colour[3] === 1) return colour;
+        }
+    };
+    const poor = [];
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+        const element = walker.currentNode.parentElement;
+        if (!walker.currentNode.data.trim() || !element.checkVisibility() || element.closest('.skip, option')) continue;
+        const style = getComputedStyle(element);
+        const [text, back] = [light(parse(style.color)), light(backOf(element))];
+        const ratio = (Math.max(text, back) + 0.05) / (Math.min(text, back) + 0.05);
+        if (ratio < (parseFloat(style.fontSize) >= 24 ? 3 : 4.5)) poor.push([walker.currentNode.data, ratio]);
+    }
+    return poor;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_is_legible_and_fits_from_phone_to_wide_screen(
+    browser: Browser, url: str, guarded: str, scheme: str, tmp_path: Path
+) -> None:
+    for name, where in (("full", url), ("stale", guarded)):
+        dashboard = await open_dashboard(browser, where, scheme=scheme)
+        await dashboard.state("Live")
+        await expect(dashboard.page.locator("#completeness-panel")).to_contain_text("prices are there")
+        await dashboard.page.locator("#table summary").click()
+        assert await dashboard.page.evaluate(CONTRASTS) == []
+        for width in (360, 768, 1440):
+            await dashboard.page.set_viewport_size({"width": width, "height": 800})
+            await take_picture(dashboard, tmp_path, f"{name}_{scheme}_{width}")
+        await dashboard.close()
+
+
+def test_the_scripts_are_small(built: None) -> None:
+    page = (STATIC / "index.html").read_text()
+    scripts = set(re.findall(r'"/(assets/[\w.-]+\.js)"', page))
+    for script in list(scripts):
+        scripts |= {f"assets/{name}" for name in re.findall(r'"\./([\w.-]+\.js)"', (STATIC / script).read_text())}
+    assert 0 < sum(len(gzip.compress((STATIC / script).read_bytes(), 9)) for script in scripts) < MOST_JAVASCRIPT
