@@ -6,7 +6,6 @@ does a request with an argument that a resolver would refuse: no error is known 
 """
 
 import json
-from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -48,12 +47,9 @@ class PlannedExecution:
             await self._app(scope, receive, send)
             return
         message = await receive()
-        messages = [message]
         body = message.get("body", b"")
-        while message.get("more_body") and len(body) <= MAX_BODY_BYTES:
-            message = await receive()
-            messages.append(message)
-            body += message.get("body", b"")
+        if message.get("more_body"):
+            message, body = await _read_on(message, receive)
         if message["type"] == "http.disconnect":
             return
         try:
@@ -61,7 +57,7 @@ class PlannedExecution:
                 raise Unplanned
             answer = await self._answer(scope["state"], body)
         except Unplanned:
-            await self._app(scope, _replay(messages, receive), send)
+            await self._app(scope, _replay({**message, "body": body}, receive), send)
             return
         headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(answer)), NO_SNIFFING]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -114,20 +110,34 @@ def _media_type(scope: Scope) -> bytes | None:
     content_type = accept = None
     for name, value in scope["headers"]:
         if name == b"content-type":
-            content_type = value
+            content_type = value if content_type is None else content_type + b"," + value
         elif name == b"accept":
             accept = value if accept is None else accept + b"," + value
     media_type = response_type(accept) if is_json(content_type) else None
     return None if media_type == EVENT_STREAM else media_type
 
 
-def _replay(messages: Iterable[Message], receive: Receive) -> Receive:
-    read = iter(messages)
+async def _read_on(message: Message, receive: Receive) -> tuple[Message, bytes]:
+    """The message that ends the body, or with which it is too long; and the body so far."""
+    parts = [message.get("body", b"")]
+    length = len(parts[0])
+    while message.get("more_body") and length <= MAX_BODY_BYTES:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        length += len(parts[-1])
+    return message, b"".join(parts)
+
+
+def _replay(message: Message, receive: Receive) -> Receive:
+    """What was read already, as one message."""
+    is_read = False
 
     async def replayed() -> Message:
-        for message in read:
-            return message
-        return await receive()
+        nonlocal is_read
+        if is_read:
+            return await receive()
+        is_read = True
+        return message
 
     return replayed
 

@@ -17,7 +17,9 @@ from arq.connections import ArqRedis
 
 from server.progress import JobFeed
 from shared.announcements import (
+    BEGINNING,
     Position,
+    Stored,
     after_batch,
     after_instant,
     listen,
@@ -53,7 +55,7 @@ class PriceFeed:
     def __init__(self, settings: Settings, kept: int) -> None:
         self._settings = settings
         self._kept = kept
-        self._log: list[Price] = []
+        self._log: list[Stored] = []
         self._dropped = 0
         "Prices that were in the log and are not any more: places in it count from the first one ever."
         self._position: Position | None = None
@@ -94,7 +96,7 @@ class PriceFeed:
         stored = await select_stored(pool, self._position, _PAGE)
         if stored:
             self._position = stored[-1].position
-            self._log += [price for _, price in stored]
+            self._log += stored
             if len(self._log) > self._kept + _PAGE:
                 surplus = len(self._log) - self._kept
                 del self._log[:surplus]
@@ -111,40 +113,46 @@ class PriceFeed:
 
         Raises `StorageUnavailable` while what was stored cannot be read, `TooSlow`.
         """
+        await self._wait_for_position()
+        place, begin = self._dropped + len(self._log), BEGINNING
         if since is not None:
-            position = await self._catch_up(pool)
-        # At once: what is stored up to the position is read from there, what comes after it from the log.
-        place = self._dropped + len(self._log)
-        if since is not None:
-            async for price in _stored_since(pool, tickers, since, position):
+            # In this order: what is stored up to `begin` is read from there, and what comes after it is in the log from
+            # `place` on, perhaps behind some of the former where the log has not caught up yet.
+            begin = await select_last_position(pool)
+            async for price in _stored_since(pool, tickers, since, begin):
                 yield price
         wanted = frozenset(tickers)
         while True:
-            behind = self._dropped + len(self._log) - place
-            if behind > len(self._log):
+            start = place - self._dropped
+            if start < 0:
                 raise TooSlow
-            if not behind:
+            if start == len(self._log):
                 await self._changed.wait()
                 continue
-            turn = self._log[len(self._log) - behind :][:_TURN]
+            turn = self._turn(start)
             place += len(turn)
-            for price in turn:
-                if price.ticker in wanted:
+            for position, price in turn:
+                if price.ticker in wanted and position > begin:
                     yield price
-            if behind > _TURN:
+            if place < self._dropped + len(self._log):
                 await asyncio.sleep(0)
 
-    async def _catch_up(self, pool: Pool) -> Position:
-        """The position, once it is that of everything stored by now: a moment behind, the log would repeat it."""
-        last = await select_last_position(pool)
+    def _turn(self, start: int) -> list[Stored]:
+        """The next few, never part of an instant: who is cut off and comes back with it would miss the rest."""
+        end = min(start + _TURN, len(self._log))
+        while end < len(self._log) and self._log[end].price.timestamp == self._log[end - 1].price.timestamp:
+            end += 1
+        return self._log[start:end]
+
+    async def _wait_for_position(self) -> None:
+        """Nobody can be promised anything while it is not known where the order of storing stands."""
         self._heard.set()
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(DEADLINE_SECONDS):
-                while self._position is None or self._position < last:
+                while self._position is None:
                     await self._changed.wait()
-        if self._position is None:
-            raise StorageUnavailable("The price storage is unavailable; try again shortly.")
-        return self._position
+        except TimeoutError as error:
+            raise StorageUnavailable from error
 
 
 async def _stored_since(pool: Pool, tickers: Sequence[str], since: datetime, until: Position) -> AsyncGenerator[Price]:

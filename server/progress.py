@@ -73,6 +73,8 @@ class JobFeed:
                 if not is_away:
                     logger.warning("queue is away: %s", describe(error))
                 is_away = True
+            except Exception:
+                logger.exception("fault in following fetches")
             await asyncio.sleep(_RECONNECT_SECONDS)
 
     async def progress(self, first: FetchJob) -> AsyncGenerator[FetchJob]:

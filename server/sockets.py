@@ -212,8 +212,9 @@ class Socket:
 
     def _end_with(self, closed: Closed) -> None:
         """From an operation's task: the socket's own, which waits for messages, is to close it."""
-        self._end = closed
-        self._until.reschedule(asyncio.get_running_loop().time())
+        if not self._until.expired():
+            self._end = closed
+            self._until.reschedule(asyncio.get_running_loop().time())
 
     def _forget(self, key: str) -> None:
         """Its last message frees the id."""

@@ -29,14 +29,17 @@ from strawberry.schema.schema import validate_document
 
 from server.context import Context
 from server.errors import public_error
-from server.limits import CACHED_DOCUMENTS, load_document
+from server.limits import CACHED_DOCUMENTS, MAX_LENGTH, load_document
 from server.live import TooSlow
 from server.schema import Schema
 from shared.errors import ServiceError
 from shared.prices import Price
 
 MAX_KEPT_CHARACTERS = 8_000_000
-"Of the events that have been written already, all documents together."
+"Of the events that have been written already, with what they were asked by, all together."
+
+MAX_SHARED_CHARACTERS = 4000
+"Of a document and its variables, for its events to be shared."
 
 
 class Refused(Exception):
@@ -53,14 +56,15 @@ class Streams:
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
         self._prepare = lru_cache(CACHED_DOCUMENTS)(self._prepare_anew)
-        self._written: dict[object, str] = {}
+        self._written: dict[tuple[str, object], str] = {}
         self._characters = 0
 
     async def answers(
         self, context: Context, query: str, variables: dict[str, Any] | None, operation_name: str | None
     ) -> AsyncGenerator[str]:
         """Raises `Refused` instead of the first one, `TooSlow` where a follower has fallen too far behind."""
-        document, errors = self._prepare(query)
+        # What is too long for a document is not remembered either.
+        document, errors = (self._prepare if len(query) <= MAX_LENGTH else self._prepare_anew)(query)
         if errors:
             raise Refused(errors)
         operation = get_operation_ast(document, operation_name)
@@ -83,7 +87,7 @@ class Streams:
             yield _write(source)
             return
         field = _root_field(document, executor.operation.selection_set)
-        asked = (query, operation_name, _shared(variables, field))
+        asked = _shared(query, operation_name, variables, field)
         try:
             async for event in source:
                 yield self._event(executor, asked, event)
@@ -115,18 +119,24 @@ class Streams:
             raise Refused(result.errors)
         return _write(ExecutionResult(result.data, result.errors))
 
-    def _event(self, executor: Executor[Any], asked: object, event: Any) -> str:
+    def _event(self, executor: Executor[Any], asked: str | None, event: Any) -> str:
         # A fetch is the same while its status is; it holds lists, which are no part of a key.
-        key = (asked, event if isinstance(event, Price) else (event.id, event.status))
+        key = (asked or "", event if isinstance(event, Price) else (event.id, event.status))
         text = self._written.get(key)
         if text is None:
             result = execute_subscription_event(executor.build_per_event_executor(event))
             assert isinstance(result, ExecutionResult)  # noqa: S101  no field of these types waits for anything
-            text = self._written[key] = _write(result)
-            self._characters += len(text)
-            while self._characters > MAX_KEPT_CHARACTERS:
-                self._characters -= len(self._written.pop(next(iter(self._written))))
+            text = _write(result)
+            if asked is not None:
+                self._keep(key, text)
         return text
+
+    def _keep(self, key: tuple[str, object], text: str) -> None:
+        self._written[key] = text
+        self._characters += len(key[0]) + len(text)
+        while self._characters > MAX_KEPT_CHARACTERS:
+            oldest = next(iter(self._written))
+            self._characters -= len(oldest[0]) + len(self._written.pop(oldest))
 
 
 def _write(result: ExecutionResult) -> str:
@@ -146,12 +156,18 @@ def _root_field(document: DocumentNode, selections: SelectionSetNode) -> FieldNo
     return _root_field(document, selection.selection_set)
 
 
-def _shared(variables: Mapping[str, Any] | None, field: FieldNode) -> str:
-    """The variables that an event's answer depends on: where to begin is not one of them."""
+def _shared(
+    query: str, operation_name: str | None, variables: Mapping[str, Any] | None, field: FieldNode
+) -> str | None:
+    """All that an event's answer depends on: where to begin is not part of it.
+
+    `None` where it is longer than what anybody would ask in the same words: it is kept beside each answer.
+    """
     beginning = {
         argument.value.name.value
         for argument in field.arguments or ()
         if argument.name.value == "since" and isinstance(argument.value, VariableNode)
     }
     asked = {name: value for name, value in (variables or {}).items() if name not in beginning}
-    return json.dumps(asked, sort_keys=True)
+    text = json.dumps([query, operation_name, asked], sort_keys=True)
+    return text if len(text) <= MAX_SHARED_CHARACTERS else None

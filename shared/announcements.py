@@ -89,18 +89,28 @@ async def select_stored(pool: Pool, after: Position, limit: int) -> list[Stored]
 
 
 async def select_batch_of(pool: Pool, tickers: Sequence[str], timestamp: datetime) -> int | None:
-    """The batch in which the first of these tickers came to `timestamp`, or to what follows it."""
+    """The batch in which the first of these tickers came to `timestamp`, or to what follows it.
+
+    `None` too where none of them has a price as early as that: nothing can have come late.
+    """
     sql = """
-        select min(following.batch)
+        select min(coalesce(replaced_prices.batch, following.batch))
         from unnest($1::text[]) as wanted (ticker)
         cross join lateral (
-            select batch
+            select ticker, timestamp, batch
             from prices
             where prices.ticker = wanted.ticker collate "C"
               and timestamp >= $2
             order by timestamp
             limit 1
         ) as following
+        left join replaced_prices
+            on replaced_prices.ticker = following.ticker and replaced_prices.timestamp = following.timestamp
+        where exists (
+            select
+            from unnest($1::text[]) as early (ticker)
+            join prices on prices.ticker = early.ticker collate "C" and prices.timestamp <= $2
+        )
     """
     row = await fetch_row(pool, sql, list(tickers), timestamp)
     return row[0] if row else None

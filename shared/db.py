@@ -86,7 +86,6 @@ async def fetch(pool: Pool, sql: str, *arguments: object, timeout: float = DEADL
             raise  # an argument that does not fit its parameter is our fault, not the storage's
         logger.warning("storage is away: %s", describe(error))
         raise StorageUnavailable(
-            "The price storage is unavailable; try again shortly.",
             is_answered=isinstance(error, asyncpg.PostgresError)
             and not isinstance(error, asyncpg.PostgresConnectionError),
         ) from error

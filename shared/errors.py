@@ -64,7 +64,9 @@ class StorageUnavailable(ServiceError):
     code = "STORAGE_UNAVAILABLE"
     is_ours = True
 
-    def __init__(self, message: str, *, is_answered: bool = False) -> None:
+    def __init__(
+        self, message: str = "The price storage is unavailable; try again shortly.", *, is_answered: bool = False
+    ) -> None:
         """`is_answered`: PostgreSQL itself refused, rather than being out of reach."""
         super().__init__(message)
         self.is_answered = is_answered

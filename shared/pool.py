@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 0.05
 _CLOSE_SECONDS = 1.0
+_IDLE_SECONDS = 300.0
+"What lies idle for longer may have been dropped on the way, by something that does not say so."
+
+_CLOSED = "the pool is closed"
 
 
 class Pool:
@@ -38,7 +42,7 @@ class Pool:
         self._connect = connect
         self._size = size
         self._open = 0
-        self._idle: list[Connection] = []
+        self._idle: list[tuple[Connection, float]] = []
         self._lent: dict[Connection, float] = {}
         self._waiting: deque[tuple[asyncio.Future[Connection | None], float]] = deque()
         self._sweep_timer: asyncio.TimerHandle | None = None
@@ -54,7 +58,10 @@ class Pool:
         """Those in use are closed when they are given back."""
         self._size = 0
         idle, self._idle = self._idle, []
-        for connection in idle:
+        for future, _ in self._waiting:
+            if not future.done():
+                future.set_exception(asyncpg.InterfaceError(_CLOSED))
+        for connection, _ in idle:
             self._open -= 1
             with contextlib.suppress(OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError):
                 await connection.close(timeout=_CLOSE_SECONDS)
@@ -62,17 +69,18 @@ class Pool:
     def take_idle(self, deadline: float) -> Connection | None:
         """The connection used last, unless none is idle. It must come back with `give_back`."""
         while self._idle:
-            connection = self._idle.pop()
-            if not connection.is_closed():
+            connection, since = self._idle.pop()
+            if not connection.is_closed() and time.monotonic() - since < _IDLE_SECONDS:
                 self._lend(connection, deadline)
                 return connection
+            connection.terminate()
             self._open -= 1
         return None
 
     async def take(self, deadline: float) -> Connection:
         """As `take_idle`; opens one, or waits for one. Raises `TimeoutError`, and what connecting raises."""
         if not self._size:
-            raise asyncpg.InterfaceError("the pool is closed")
+            raise asyncpg.InterfaceError(_CLOSED)
         if not self._open:
             self._loop = asyncio.get_running_loop()
         while True:
@@ -92,7 +100,7 @@ class Pool:
             connection.terminate()
             self._wake(None)
         elif not self._wake(connection):
-            self._idle.append(connection)
+            self._idle.append((connection, time.monotonic()))
 
     async def _open_one(self) -> Connection:
         self._open += 1

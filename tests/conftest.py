@@ -76,7 +76,7 @@ async def _pool(settings: Settings, _migrated: None) -> AsyncIterator[Pool]:
 async def pool(_pool: Pool) -> AsyncIterator[Pool]:
     """The run's one pool; every table is empty again after the test."""
     yield _pool
-    await fetch(_pool, "truncate prices, schedules, missed_slots")
+    await fetch(_pool, "truncate prices, replaced_prices, schedules, missed_slots")
 
 
 @pytest.fixture

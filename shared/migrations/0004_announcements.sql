@@ -8,7 +8,13 @@ alter table prices
     add column batch bigint not null
     default coalesce(nullif(current_setting('prices.batch', true), ''), '0')::bigint;
 
-create index prices_by_batch on prices (batch, timestamp, ticker) where batch > 0;
+-- Averages that an observation has replaced, and the number each had: who had seen the average left after that one.
+create table replaced_prices (
+    ticker text collate "C" not null,
+    timestamp timestamptz not null,
+    batch bigint not null,
+    primary key (ticker, timestamp)
+);
 
 create function number_prices() returns trigger
 language plpgsql
@@ -29,8 +35,14 @@ for each statement execute function number_prices();
 
 create function renumber_price() returns trigger
 language plpgsql
+set search_path from current
 as $$
 begin
+    if old.batch > 0 then
+        insert into replaced_prices (ticker, timestamp, batch)
+        values (old.ticker, old.timestamp, old.batch)
+        on conflict do nothing;
+    end if;
     new.batch = coalesce(nullif(current_setting('prices.batch', true), '')::bigint, old.batch);
     return new;
 end

@@ -81,7 +81,7 @@ async def live(own: Outage) -> AsyncIterator[LiveApi]:
     await migrate(own.postgres.url)
     async with serve_live(own.settings) as api:
         yield api
-    await execute(own, "truncate prices")
+    await execute(own, "truncate prices, replaced_prices")
 
 
 async def execute(own: Outage, sql: str) -> None:
@@ -188,17 +188,23 @@ async def test_a_client_comes_back_to_another_api_with_the_last_timestamp(own: O
 
 
 async def test_an_api_that_was_started_without_servers_follows_when_they_come(own: Outage, live: LiveApi) -> None:
+    """Until it knows where the order of storing stands it says so, rather than begin somewhere later."""
     own.kill_postgres()
     own.kill_valkey()
     try:
         async with serve_live(own.settings) as api, api.socket() as socket, own.writer() as pool:
             await socket.subscribe(FOLLOW)
-            assert await socket.is_silent(1.5)
+            [error] = (await socket.answer(3))["errors"]
+            assert error["extensions"] == {"code": "STORAGE_UNAVAILABLE"}
+            assert await socket.receive() == {"type": "complete", "id": "1"}
             own.restart_postgres()
             own.restart_valkey()
-            await asyncio.sleep(2.5)
-            await store(pool, [price("btc_usd", 0)])
-            assert await socket.price() == spelled([price("btc_usd", 0)])[0]
+            await socket.subscribe(FOLLOW)
+            await asyncio.sleep(1.5)
+            stored = [price("btc_usd", minute) for minute in range(20)]
+            for one in stored:
+                await store(pool, [one])
+            assert await socket.prices(20) == spelled(stored)
     finally:
         for server, restart in ((own.postgres, own.restart_postgres), (own.valkey, own.restart_valkey)):
             if server.process.poll() is not None:

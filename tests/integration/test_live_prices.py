@@ -135,6 +135,31 @@ async def test_since_brings_what_was_stored_late(live: LiveApi, pool: Pool) -> N
         assert await socket.is_silent()
 
 
+async def test_an_average_that_was_replaced_while_a_client_was_away_is_told(live: LiveApi, pool: Pool) -> None:
+    await insert_prices(pool, [price("btc_usd", 0)])
+    averages = [price("btc_usd", minute, PriceSource.BACKFILLED) for minute in (1, 2, 3)]
+    await insert_prices(pool, averages)
+    observed = [price("btc_usd", minute, digits="1.75") for minute in (3, 1)]
+    for one in observed:
+        await insert_prices(pool, [one])
+    async with live.socket() as socket:
+        await socket.subscribe(FOLLOW, since=at(3))
+        assert await socket.prices(2) == spelled(observed)
+        assert await socket.is_silent()
+
+
+async def test_a_client_that_comes_back_while_the_log_is_behind_gets_each_price_once(live: LiveApi, pool: Pool) -> None:
+    """As after a first fill, which is stored faster than it is read."""
+    stored = [price("btc_usd", minute) for minute in range(6000)]
+    await insert_prices(pool, stored)
+    async with live.socket() as socket:
+        await socket.subscribe(FOLLOW, since=at(5995))
+        assert await socket.prices(4) == spelled(stored[5996:])
+        await asyncio.sleep(1.5)  # until the log has read them all
+        await insert_prices(pool, [price("btc_usd", 6000)])
+        assert await socket.price() == spelled([price("btc_usd", 6000)])[0]
+
+
 async def test_since_of_an_empty_table_and_of_the_future_is_live_alone(live: LiveApi, pool: Pool) -> None:
     async with live.socket() as socket:
         await socket.subscribe(FOLLOW, "1", since="0001-01-01T00:00:00Z")
