@@ -24,7 +24,7 @@ from shared.settings import SettingsError, load_settings
 DRAIN_SECONDS = 10
 NOT_STARTED = 3
 "uvicorn's own exit code for that."
-MAX_MESSAGE_BYTES = 256 * 1024
+MAX_MESSAGE_BYTES = 128 * 1024
 PING_SECONDS = 20
 TICKS_A_SECOND = 10
 

@@ -25,11 +25,12 @@ from server.pages import GraphiQLInBrowsers, Pages
 from server.schema import schema
 from server.sockets import Limits, Sockets
 from server.streams import Streams
-from shared.db import Pool, create_pool
+from shared.db import DEADLINE_SECONDS, Pool, create_pool
 from shared.queue import open_redis
 from shared.settings import Settings
 
 POOL_SIZE = 10
+STATEMENT_SECONDS = DEADLINE_SECONDS + 0.3
 REDIS_RETRIES = 1
 PREFLIGHT_SECONDS = 7200
 "For how long a browser need not ask again; none remembers it longer than a day, Chromium no longer than this."
@@ -62,7 +63,7 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
     async def lifespan(_: Starlette) -> AsyncIterator[State]:
         pages.warn_when_missing()
         async with (
-            create_pool(settings, name="server", size=POOL_SIZE) as pool,
+            create_pool(settings, name="server", size=POOL_SIZE, statement_seconds=STATEMENT_SECONDS) as pool,
             open_redis(settings, retries=REDIS_RETRIES) as redis,
             open_live(settings, redis, limits.prices_behind) as live,
         ):

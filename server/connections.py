@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 MAX_CONNECTIONS = 6000
 "Of one process, WebSockets included, of which there may be 5,000 (see `Limits` in server/sockets.py)."
 MAX_HEADER_BYTES = 64 * 1024
-MAX_REQUEST_BYTES = 4 * 1024 * 1024
-"Of a request that nobody has read to its end: a body of 1 MiB is refused by the view, but trailers have no end."
+MAX_REQUEST_BYTES = 1024 * 1024
+"Of a request that nobody has read to its end: a body of 128 KiB is refused by the view, but trailers have no end."
 HEADERS_SECONDS = 10.0
 BODY_SECONDS = 30.0
 ANSWER_SECONDS = 60.0

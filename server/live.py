@@ -43,6 +43,9 @@ _POLL_SECONDS = 1.0
 _PAUSE_SECONDS = 0.1
 "Between pages: when a day is healed at once, it must not run past those who follow over a slow line."
 
+_READERS = 3
+"Of what was stored before a follower came, at a time: queries want the same connections."
+
 _TURN = 20
 "Prices that one follower is given before it is another's turn."
 
@@ -62,6 +65,7 @@ class PriceFeed:
         self._is_new_connection = False
         self._heard = asyncio.Event()
         self._changed = asyncio.Event()
+        self._reading = asyncio.Semaphore(_READERS)
 
     async def run(self) -> None:
         """Read what is stored, until cancelled. After an outage of PostgreSQL, go on from the same position."""
@@ -119,7 +123,7 @@ class PriceFeed:
             # In this order: what is stored up to `begin` is read from there, and what comes after it is in the log from
             # `place` on, perhaps behind some of the former where the log has not caught up yet.
             begin = await select_last_position(pool)
-            async for price in _stored_since(pool, tickers, since, begin):
+            async for price in self._stored_since(pool, tickers, since, begin):
                 yield price
         wanted = frozenset(tickers)
         while True:
@@ -136,6 +140,29 @@ class PriceFeed:
                     yield price
             if place < self._dropped + len(self._log):
                 await asyncio.sleep(0)
+
+    async def _stored_since(
+        self, pool: Pool, tickers: Sequence[str], since: datetime, until: Position
+    ) -> AsyncGenerator[Price]:
+        """Prices later than `since`; before them those of `since` or earlier that came after it did."""
+        async with self._reading:
+            batch = await select_batch_of(pool, tickers, since)
+        late = after_batch(batch) if batch is not None else until
+        while late < until:
+            async with self._reading:
+                stored = await select_stored_late(pool, tickers, since, late, until, _PAGE)
+            async for price in _in_turns(stored):
+                yield price
+            late = stored[-1].position if stored else until
+        after = after_instant(since)
+        while True:
+            async with self._reading:
+                stored = await select_stored_by_time(pool, tickers, after, until, _PAGE)
+            async for price in _in_turns(stored):
+                yield price
+            if not stored:
+                return
+            after = stored[-1].price.timestamp, stored[-1].price.ticker
 
     def _turn(self, start: int) -> list[Stored]:
         """The next few, never part of an instant: who is cut off and comes back with it would miss the rest."""
@@ -155,18 +182,11 @@ class PriceFeed:
             raise StorageUnavailable from error
 
 
-async def _stored_since(pool: Pool, tickers: Sequence[str], since: datetime, until: Position) -> AsyncGenerator[Price]:
-    """Prices later than `since`; before them those of `since` or earlier that came after it did."""
-    batch = await select_batch_of(pool, tickers, since)
-    late = after_batch(batch) if batch is not None else until
-    while late < until and (stored := await select_stored_late(pool, tickers, since, late, until, _PAGE)):
-        for late, price in stored:  # noqa: B007  the last one's position is where the next page begins
-            yield price
-    after = after_instant(since)
-    while stored := await select_stored_by_time(pool, tickers, after, until, _PAGE):
-        for _, price in stored:
-            yield price
-        after = price.timestamp, price.ticker
+async def _in_turns(stored: Sequence[Stored]) -> AsyncGenerator[Price]:
+    for number, (_, price) in enumerate(stored, 1):
+        yield price
+        if number % _TURN == 0:
+            await asyncio.sleep(0)
 
 
 class Live:

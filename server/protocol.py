@@ -14,12 +14,22 @@ LINGER_SECONDS = 2.0
 SEND_BUFFER_BYTES = 64 * 1024
 "Of the kernel, which would let it grow to megabytes for each peer that does not read."
 
+UNREAD_PONGS_BYTES = 256 * 1024
+"More than uvicorn lets an application write ahead."
+
 
 class SocketProtocol(WebSocketsSansIOProtocol):
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)
         if (connection := transport.get_extra_info("socket")) is not None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+
+    def handle_ping(self) -> None:
+        """Each is answered, read or not: one that only asks would fill the memory with answers."""
+        if self.transport.get_write_buffer_size() > UNREAD_PONGS_BYTES:
+            self.transport.abort()
+        else:
+            super().handle_ping()
 
     def on_task_complete(self, task: asyncio.Task[None]) -> None:
         super().on_task_complete(task)

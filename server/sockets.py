@@ -102,6 +102,8 @@ class Socket:
         self._limits = limits
         self._is_initialised = False
         self._operations: dict[str, asyncio.Task[None]] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        "Those whose id is free again, but whose last message the peer has not taken, too."
         self.is_authenticated = False
 
     async def run(self) -> None:
@@ -118,10 +120,9 @@ class Socket:
         except OSError:  # the peer has gone
             pass
         finally:
-            tasks = list(self._operations.values())
-            for task in tasks:
+            for task in self._running:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*self._running, return_exceptions=True)
 
     async def _close(self, closed: Closed) -> None:
         with suppress(OSError, TimeoutError):
@@ -144,6 +145,7 @@ class Socket:
             case {"type": "complete", "id": str(key)}:
                 if task := self._operations.pop(key, None):
                     task.cancel()
+                    self._running.discard(task)
             case _:
                 raise Closed(4400, "Invalid message")
 
@@ -175,7 +177,7 @@ class Socket:
             raise Closed(4400, "Invalid message")
         if not isinstance(variables, dict | None) or not isinstance(rest.get("extensions"), dict | None):
             raise Closed(4400, "Invalid message")
-        if len(self._operations) >= self._limits.operations:
+        if len(self._running) >= self._limits.operations:
             message = f"A socket may have {self._limits.operations} operations at a time, no more."
             await self._error(json.dumps(key), [GraphQLError(message, original_error=QueryTooComplex(message))])
             return
@@ -184,20 +186,14 @@ class Socket:
             state["pool"], state["redis"], state["settings"], self.is_authenticated, state["live"], client=self._client
         )
         answers = self._streams.answers(context, query, variables, operation_name)
-        self._operations[key] = asyncio.create_task(self._operate(key, answers))
+        task = asyncio.create_task(self._operate(key, answers))
+        self._operations[key] = task
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
     async def _operate(self, key: str, answers: AsyncGenerator[str]) -> None:
-        """Send what comes of one operation. Nothing is sent for an id that the client has completed."""
-        name = json.dumps(key)
         try:
-            async with aclosing(answers):
-                async for answer in answers:
-                    await self._text(f'{{"id":{name},"type":"next","payload":{answer}}}')
-            self._forget(key)
-            await self._text(f'{{"id":{name},"type":"complete"}}')
-        except Refused as refused:
-            self._forget(key)
-            await self._error(name, refused.errors)
+            await self._send_all(key, answers)
         except TooSlow:
             self._end_with(Closed(TRY_AGAIN_LATER, "Too slow: come back with `since`"))
         except OSError:
@@ -205,6 +201,21 @@ class Socket:
         except Exception:
             logger.exception("fault in an operation")
             self._end_with(Closed(4500, "Internal server error"))
+
+    async def _send_all(self, key: str, answers: AsyncGenerator[str]) -> None:
+        """Send what comes of one operation. Nothing is sent for an id that the client has completed."""
+        name, errors = json.dumps(key), None
+        try:
+            async with aclosing(answers):
+                async for answer in answers:
+                    await self._text(f'{{"id":{name},"type":"next","payload":{answer}}}')
+        except Refused as refused:
+            errors = refused.errors
+        self._forget(key)
+        if errors is None:
+            await self._text(f'{{"id":{name},"type":"complete"}}')
+        else:
+            await self._error(name, errors)
 
     async def _error(self, name: str, errors: list[GraphQLError]) -> None:
         payload = json.dumps([error.formatted for error in errors])

@@ -38,6 +38,9 @@ from shared.prices import Price
 MAX_KEPT_CHARACTERS = 8_000_000
 "Of the events that have been written already, with what they were asked by, all together."
 
+_ENTRY_CHARACTERS = 600
+"What an entry takes besides, a price among it."
+
 MAX_SHARED_CHARACTERS = 4000
 "Of a document and its variables, for its events to be shared."
 
@@ -133,10 +136,14 @@ class Streams:
 
     def _keep(self, key: tuple[str, object], text: str) -> None:
         self._written[key] = text
-        self._characters += len(key[0]) + len(text)
+        self._characters += _cost(key, text)
         while self._characters > MAX_KEPT_CHARACTERS:
             oldest = next(iter(self._written))
-            self._characters -= len(oldest[0]) + len(self._written.pop(oldest))
+            self._characters -= _cost(oldest, self._written.pop(oldest))
+
+
+def _cost(key: tuple[str, object], text: str) -> int:
+    return len(key[0]) + len(text) + _ENTRY_CHARACTERS
 
 
 def _write(result: ExecutionResult) -> str:

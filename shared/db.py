@@ -41,17 +41,20 @@ _AWAY = (
 )
 
 
-def create_pool(settings: Settings, *, name: str, size: int = 10) -> Pool:
+def create_pool(settings: Settings, *, name: str, size: int = 10, statement_seconds: float = STATEMENT_SECONDS) -> Pool:
     """A pool that connects when first used, so that a process starts, and recovers, without PostgreSQL.
 
-    `name` is shown in `pg_stat_activity`; `size` is the most connections it opens.
+    `name` is shown in `pg_stat_activity`; `size` is the most connections it opens. `statement_seconds`: just over the
+    longest deadline that any of its statements is given.
     """
 
     async def connect() -> Connection:
         return await asyncpg.connect(
             settings.database_url,
             timeout=_CONNECT_SECONDS,
-            statement_cache_size=300,
+            # A plan that is kept takes 30 KiB for each field it reads, on each connection, and anyone may ask for more.
+            statement_cache_size=100,
+            max_cacheable_statement_size=4096,
             server_settings={
                 "application_name": name,
                 "timezone": "UTC",
@@ -60,7 +63,7 @@ def create_pool(settings: Settings, *, name: str, size: int = 10) -> Pool:
                 "plan_cache_mode": "force_generic_plan",
                 "jit": "off",
                 # What a client has stopped waiting for must not run on: cancelled here, PostgreSQL would never know.
-                "statement_timeout": str(STATEMENT_SECONDS * 1000),
+                "statement_timeout": str(int(statement_seconds * 1000)),
                 "lock_timeout": str(LOCK_SECONDS * 1000),
             },
         )
@@ -74,13 +77,16 @@ async def fetch(pool: Pool, sql: str, *arguments: object, timeout: float = DEADL
         deadline = time.monotonic() + timeout
         connection = pool.take_idle(deadline) or await pool.take(deadline)
         try:
-            return await connection.fetch(sql, *arguments)
+            rows = await connection.fetch(sql, *arguments)
         except asyncio.CancelledError:
-            # A silent server would have to confirm the cancellation before this connection could be used again.
-            connection.terminate()
+            # The server is still at it: its place in the pool is free when it has confirmed that it is not any more.
+            pool.give_back_settled(connection)
             raise
-        finally:
+        except BaseException:
             pool.give_back(connection)
+            raise
+        pool.give_back(connection)
+        return rows
     except _AWAY as error:
         if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
             raise  # an argument that does not fit its parameter is our fault, not the storage's

@@ -46,6 +46,7 @@ class Pool:
         self._lent: dict[Connection, float] = {}
         self._waiting: deque[tuple[asyncio.Future[Connection | None], float]] = deque()
         self._sweep_timer: asyncio.TimerHandle | None = None
+        self._settling: set[asyncio.Task[None]] = set()
         # Kept, for to ask for the running loop is a system call.
         self._loop: asyncio.AbstractEventLoop
 
@@ -101,6 +102,20 @@ class Pool:
             self._wake(None)
         elif not self._wake(connection):
             self._idle.append((connection, time.monotonic()))
+
+    def give_back_settled(self, connection: Connection) -> None:
+        """Once the statement that was cancelled on it has ended; at its deadline in any case."""
+        task = self._loop.create_task(self._settle(connection))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+    async def _settle(self, connection: Connection) -> None:
+        try:
+            await connection.fetch("select")  # asyncpg waits for the confirmation first
+        except (OSError, asyncpg.InterfaceError, asyncpg.PostgresError):
+            connection.terminate()
+        finally:
+            self.give_back(connection)
 
     async def _open_one(self) -> Connection:
         self._open += 1

@@ -77,7 +77,7 @@ MALFORMED: dict[str, tuple[bytes, int]] = {
     "invalid UTF-8": (b'{"query": "\xff\xfe"}', 400),
     "lone surrogate": (b'{"query": "{ latestPrice(ticker: \\"\\ud800\\") { price } }"}', 200),
     "deep nesting": (b"[" * 100_000, 400),
-    "deep variables": (b'{"query": "{ a }", "variables": ' + b'{"a":' * 50_000 + b"1" + b"}" * 50_001, 400),
+    "deep variables": (b'{"query": "{ a }", "variables": ' + b'{"a":' * 20_000 + b"1" + b"}" * 20_001, 400),
     "deep document": (json.dumps({"query": "{a" * 900 + "}" * 900}).encode(), 200),
     "many digits": (b'{"query": ' + b"1" * 5_000 + b"}", 400),
     "2 MB": (json.dumps({"query": QUERY + " " * 2_000_000}).encode(), 413),
