@@ -39,6 +39,10 @@ class Dashboard:
     async def notice(self, pattern: str, seconds: float = 15) -> None:
         await expect(self.page.locator("#notice-words")).to_have_text(re.compile(pattern), timeout=seconds * 1000)
 
+    async def try_now(self) -> None:
+        """Also where the page has come back by itself meanwhile, and the button is gone."""
+        await self.page.locator("#retry").evaluate("button => button.click()")
+
     async def newest(self, ticker: str) -> tuple[datetime, str, str]:
         """A card's timestamp and its price, as it is held and as it is read; all of one moment."""
         timestamp, value, text = await self.card(ticker).evaluate(
@@ -106,10 +110,10 @@ def plain(price: Decimal) -> str:
     return format(price, "f")
 
 
-async def start_guarded_api(stack: Stack) -> str:
-    """A second API on the same data: it asks for a token, and has a ticker that nothing is collected of."""
+async def start_guarded_api(stack: Stack, **settings: str) -> str:
+    """Another API on the same data: it asks for a token, and has a ticker that nothing is collected of."""
     port = str(quiet_port())
-    environment = {**stack.environment, "PORT": port, "API_TOKEN": TOKEN, "TICKERS": UNCOLLECTED}
+    environment = {**stack.environment, "PORT": port, "API_TOKEN": TOKEN, "TICKERS": UNCOLLECTED, **settings}
     with (stack.folder / "guarded.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "server"],

@@ -13,6 +13,7 @@ import pytest
 from playwright.async_api import Browser, Page, Request, expect
 
 from server.pages import STATIC
+from tests.browser.conftest import Visitor
 from tests.browser.dashboard import (
     TOKEN,
     UNCOLLECTED,
@@ -30,6 +31,8 @@ pytestmark = pytest.mark.timeout(120)
 
 MOST_JAVASCRIPT = 150_000  # bytes, gzipped
 SECOND = timedelta(seconds=1)
+NEW = "sol_usd"
+"No worker fetches it either."
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +123,11 @@ async def test_fetch_now_ends_with_the_price_of_each_ticker(stack: Stack, dashbo
 async def test_the_chart_is_read_by_keyboard(stack: Stack, dashboard: Dashboard, tmp_path: Path) -> None:
     page = dashboard.page
     chart = page.get_by_role("slider", name="Point in the chart")
+    value, most, words = await chart.evaluate(
+        "chart => ['now', 'max', 'text'].map(name => chart.getAttribute('aria-value' + name))"
+    )
+    assert value == most
+    assert words.startswith(f"{int(most) + 1} points; the last is ")
     await chart.focus()
     await page.keyboard.press("Home")
     await page.keyboard.press("ArrowRight")
@@ -161,7 +169,8 @@ async def test_the_graphql_of_each_panel_runs(stack: Stack, dashboard: Dashboard
     assert {name for name, _ in links} - ran == {"live-query", "fetching-query"}
 
 
-async def write_history(stack: Stack) -> datetime:
+@pytest.fixture(scope="module")
+async def written(stack: Stack) -> datetime:
     """Of the uncollected ticker, each second: 12,000 observed, 120 missing, 120 backfilled, 180 observed; until now."""
     now = datetime.now(UTC).replace(microsecond=0)
     sql = """
@@ -213,31 +222,30 @@ COUNT_COLOURS = """([name, first, last, span]) => {
 }"""
 
 
-async def colours(page: Page, middle: datetime) -> set[str]:
-    """Those of the legend's colours that are found on the chart, 15 minutes wide, around an instant."""
-    first, last = ((middle + timedelta(seconds=s)).timestamp() * 1000 for s in (-30, 30))
+async def colours(page: Page, middle: datetime, reach: int = 30) -> set[str]:
+    """Those of the legend's colours that are found on the chart, 15 minutes wide, some seconds around an instant."""
+    first, last = ((middle + timedelta(seconds=s)).timestamp() * 1000 for s in (-reach, reach))
     names = ("observed", "backfilled", "missing")
     return {name for name in names if await page.evaluate(COUNT_COLOURS, [name, first, last, 900_000])}
 
 
 async def test_gaps_and_backfilled_stretches_are_told_apart_and_pages_are_read(
-    browser: Browser, stack: Stack, guarded: str, tmp_path: Path
+    browser: Browser, written: datetime, guarded: str, tmp_path: Path
 ) -> None:
-    now = await write_history(stack)
     dashboard = await open_dashboard(browser, guarded, "/?range=15m")
     page = dashboard.page
     panel = page.locator("#completeness-panel")
     await expect(panel).to_contain_text("are missing")
-    gaps = await panel.locator("li").all_inner_texts()
+    gaps = await panel.locator(".gaps li").all_inner_texts()
     assert re.search(r"\s120 prices\s+the exchange failed \(RPC_10028: too_many_requests\)$", gaps[-1])
-    # The slots since `now`, which nothing collects, are missing too.
+    # The slots since then, which nothing collects, are missing too.
     match = re.search(r"(\d+) of (\d+) prices are there; (\d+) are missing\.", await panel.inner_text())
     assert match
     present, expected, missing = map(int, match.groups())
     assert (present, missing) == (expected - missing, expected - present)
     assert re.search(r"\b120 backfilled\.", await panel.inner_text())
     for seconds, colour in ((-480, "observed"), (-360, "missing"), (-240, "backfilled"), (-90, "observed")):
-        assert await colours(page, now + seconds * SECOND) == {colour}
+        assert await colours(page, written + seconds * SECOND) == {colour}
 
     await page.get_by_role("radio", name="6 h", exact=True).check()
     pages: list[str | None] = []
@@ -252,9 +260,46 @@ async def test_gaps_and_backfilled_stretches_are_told_apart_and_pages_are_read(
     await dashboard.close()
 
 
+KEPT = "JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])"
+
+
 def after_of(request: Request) -> str | None:
     after: str | None = json.loads(request.post_data or "")["variables"]["after"]
     return after
+
+
+async def test_of_what_was_before_the_first_price_nothing_is_claimed(
+    browser: Browser, stack: Stack, tmp_path: Path
+) -> None:
+    """Backfilled for a minute from 20 s after a full one, then collected for five."""
+    minute = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(minutes=8)
+    first, since, end = (minute + timedelta(seconds=seconds) for seconds in (20, 80, 380))
+    sql = """
+        with schedule as (
+            insert into schedules (ticker, since, interval_seconds, first_fill_done)
+            values ($1, $3, 1, true)
+        )
+        insert into prices (ticker, timestamp, price, observed_at, source, testnet)
+        select $1, at, 0.4, at, (case when at < $3 then 'BACKFILLED' else 'SCHEDULED' end)::price_source, true
+        from generate_series($2::timestamptz, $4::timestamptz - interval '1 second', interval '1 second') as at
+    """
+    await stack.rows(sql, NEW, first, since, end)
+    url = await start_guarded_api(stack, TICKERS=NEW)
+    dashboard = await open_dashboard(browser, url, "/?range=15m&interval=ONE_MINUTE")
+    page = dashboard.page
+    panel = page.locator("#completeness-panel")
+    await expect(panel).to_contain_text(
+        re.compile(rf"Collected since (\d+ \w+, )?{since.astimezone():%H:%M:%S}; nothing is expected before\.")
+    )
+    await expect(panel).to_contain_text("60 backfilled from before it was first collected")
+    shares = await panel.get_by_role("list", name="Shares of the expected prices").locator("li").all_inner_texts()
+    assert [re.sub(r"[\d.]+", "N", " ".join(share.split())) for share in shares] == ["observed N %", "missing N %"]
+    await expect(page.locator("#chart-section")).to_have_attribute("data-sources", "known")
+    assert not {"observed", "backfilled"} & await colours(page, first - 10 * SECOND, 7)
+    assert "observed" not in await colours(page, first + 30 * SECOND, 20)
+    assert "observed" in await colours(page, since + 60 * SECOND)
+    await take_picture(dashboard, tmp_path, "new")
+    await dashboard.close()
 
 
 async def test_a_refused_fetch_asks_for_the_token_and_keeps_it_nowhere(
@@ -264,18 +309,59 @@ async def test_a_refused_fetch_asks_for_the_token_and_keeps_it_nowhere(
     page = dashboard.page
     await page.get_by_role("button", name="Fetch now").click()
     await expect(page.locator("#fetching-headline")).to_contain_text("UNAUTHENTICATED")
-    await page.get_by_label("Token").fill("not-the-token")
+    await page.get_by_label("Token", exact=True).fill("not-the-token")
     await page.keyboard.press("Enter")
     await expect(page.locator("#token-hint")).to_have_text("That token was not accepted.")
     await take_picture(dashboard, tmp_path, "refused")
-    await page.get_by_label("Token").fill(TOKEN)
+    await page.get_by_label("Token", exact=True).fill(TOKEN)
     await page.keyboard.press("Enter")
     await expect(page.locator("#fetching-headline")).to_have_text("Fetched: every price is stored.", timeout=20_000)
-    kept = await page.evaluate(
-        "JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])"
-    )
-    assert TOKEN not in kept
+    assert TOKEN not in await page.evaluate(KEPT)
     await dashboard.close()
+
+
+async def test_where_reads_need_the_token_it_is_asked_for_once_for_all(
+    browser: Browser, stack: Stack, tmp_path: Path
+) -> None:
+    url = await start_guarded_api(stack, REQUIRE_TOKEN_FOR_READS="1", TICKERS=",".join(TICKERS))
+    asked: list[Request] = []
+    frames: list[str] = []
+
+    async def note(visitor: Visitor) -> None:
+        visitor.context.on("request", lambda request: asked.append(request) if request.post_data else None)
+
+    dashboard = await open_dashboard(browser, url, "/?range=15m&form=candles", prepare=note)
+    page = dashboard.page
+    await dashboard.state("Token needed")
+    await dashboard.notice(r"^Reading this server's prices needs its token\.$")
+    fields = page.locator("input:not([type=radio])").filter(visible=True)
+    await expect(fields).to_have_count(1)
+    await expect(page.get_by_role("button", name="Fetch now")).to_be_hidden()
+    await page.wait_for_timeout(7000)  # longer than it waits between reads, and for the socket at first
+    assert (len(asked), len(dashboard.visitor.sockets)) == (1, 1)
+    await take_picture(dashboard, tmp_path, "locked")
+
+    for wrong in ("not-the-token", "ключ"):
+        await fields.fill(wrong)
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#access-hint")).to_have_text("That token was not accepted.")
+        await expect(fields).to_be_focused()
+    await take_picture(dashboard, tmp_path, "locked_wrong")
+    assert len(dashboard.visitor.sockets) == 1
+
+    asked.clear()
+    page.on("websocket", lambda ws: ws.on("framesent", lambda frame: frames.append(str(frame))))
+    await fields.fill(TOKEN)
+    await page.keyboard.press("Enter")
+    await dashboard.state("Live")
+    await expect(page.locator("#notice")).to_be_hidden()
+    await expect(page.locator("#completeness-panel")).to_contain_text("prices are there")
+    assert json.loads(frames[0])["payload"] == {"Authorization": f"Bearer {TOKEN}"}
+    await page.get_by_role("button", name="Fetch now").click()
+    await expect(page.locator("#fetching-headline")).to_have_text("Fetched: every price is stored.", timeout=20_000)
+    assert {request.headers.get("authorization") for request in asked} == {f"Bearer {TOKEN}"}
+    assert TOKEN not in await page.evaluate(KEPT)
+    await dashboard.close(but_outages=True)
 
 
 CONTRASTS = """() => {
@@ -305,7 +391,7 @@ CONTRASTS = """() => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_is_legible_and_fits_from_phone_to_wide_screen(
-    browser: Browser, url: str, guarded: str, scheme: str, tmp_path: Path
+    browser: Browser, url: str, guarded: str, written: datetime, scheme: str, tmp_path: Path
 ) -> None:
     for name, where in (("full", url), ("stale", guarded)):
         dashboard = await open_dashboard(browser, where, scheme=scheme)

@@ -62,7 +62,7 @@ async def test_an_empty_database_says_so_and_fills_by_itself(
     await take_picture(dashboard, tmp_path, "empty")
     empty_stack.start_worker()
     await expect(dashboard.card("btc_usd").locator("time")).to_have_count(1, timeout=20_000)
-    await expect(dashboard.page.locator("#notice")).to_be_hidden()
+    await expect(dashboard.page.locator("#notice")).to_be_hidden(timeout=20_000)
     await expect(dashboard.page.locator("#chart-message")).to_be_hidden()
     await dashboard.close()
 
@@ -153,7 +153,9 @@ async def test_while_the_exchange_is_down_prices_are_stale_and_gaps_have_their_r
     await expect(card.locator(".mark-stale")).to_be_visible(timeout=10_000)
     await dashboard.notice(r"No price is fresh, .+: the exchange failed \(HTTP_502: .+\)\.", seconds=20)
     await expect(card).to_contain_text("Why: the exchange failed (HTTP_502: reply is not a JSON-RPC envelope).")
-    await expect(dashboard.page.locator("#completeness-panel li").first).to_contain_text("HTTP_502", timeout=15_000)
+    await expect(dashboard.page.locator("#completeness-panel .gaps li").first).to_contain_text(
+        "HTTP_502", timeout=15_000
+    )
     await stack.switch("PUT", "faults/*", {"kind": "nan"})  # which is not tried again
     await dashboard.page.get_by_role("button", name="Fetch now").click()
     headline = dashboard.page.locator("#fetching-headline")
@@ -177,7 +179,7 @@ async def test_while_the_storage_is_away_the_page_says_as_of_when_it_is(
     await dashboard.notice(r"database does not \(STORAGE_UNAVAILABLE\)\. What is shown is as of \d\d:\d\d:\d\d\.")
     await take_picture(dashboard, tmp_path, "storage_away")
     await stack.restart_postgres()
-    await dashboard.page.get_by_role("button", name="Try now").click()
+    await dashboard.try_now()
     await dashboard.state("Live")
     await stack.wait_for_prices(1)
     await is_whole(dashboard, stack)
@@ -228,9 +230,10 @@ async def test_while_the_api_is_down_the_page_is_offline_and_catches_up_afterwar
     api.wait()
     await dashboard.state("Offline")
     await dashboard.notice(r"The API cannot be reached\. What is shown is as of \d\d:\d\d:\d\d\.")
+    await expect(dashboard.page.get_by_role("button", name="Try now")).to_be_visible()
     await take_picture(dashboard, tmp_path, "api_down")
     await stack.start_api()
-    await dashboard.page.get_by_role("button", name="Try now").click()
+    await dashboard.try_now()
     await dashboard.state("Live")
     await stack.wait_for_prices(1)
     await is_whole(dashboard, stack)
@@ -249,7 +252,7 @@ async def test_a_page_that_opens_without_the_api_fills_when_it_answers(
     await dashboard.notice(r"^The API cannot be reached\.$")
     await take_picture(dashboard, tmp_path, "api_down_at_first")
     await dashboard.visitor.context.unroute_all()
-    await dashboard.page.get_by_role("button", name="Try now").click()
+    await dashboard.try_now()
     await expect(dashboard.card("btc_usd").locator("time")).to_have_count(1)
 
     async def is_drawn() -> bool:

@@ -162,9 +162,11 @@ async def test_the_query_of_an_address_is_opened_but_not_run(visitor: Visitor) -
     assert await graphiql.result() == {"data": {"latestPrice": {"ticker": "eth_usd"}}}
 
 
-@pytest.fixture
-async def guarded(built: None, tmp_path: Path) -> AsyncIterator[Demo]:
-    demo = Demo(tmp_path, free_port(), FETCH_INTERVAL_SECONDS="1", API_TOKEN="a-token-of-some-length")
+@pytest.fixture(scope="module")
+async def guarded(built: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Demo]:
+    demo = Demo(
+        tmp_path_factory.mktemp("guarded"), free_port(), FETCH_INTERVAL_SECONDS="1", API_TOKEN="a-token-of-some-length"
+    )
     await demo.said("Ready after")
     yield demo
     demo.process.terminate()
@@ -190,6 +192,26 @@ async def test_the_token_of_the_headers_goes_with_requests_and_subscriptions(bro
         init = json.loads(frames[0])
         assert init == {"type": "connection_init", "payload": {"Authorization": "Bearer a-token-of-some-length"}}
         assert "a-token" not in json.dumps(await graphiql.page.evaluate("({...localStorage})"))
+    finally:
+        await visitor.context.close()
+    assert visitor.problems == []
+
+
+async def test_a_refused_subscription_says_why_and_the_next_one_runs(browser: Browser, guarded: Demo) -> None:
+    visitor = await visit(browser, guarded.url)
+    try:
+        graphiql = await open_graphiql(visitor)
+        await graphiql.go_to("LivePrices")
+        await graphiql.page.get_by_role("button", name="Headers").click()
+        await graphiql.write("request-headers.json", '{"Authorization": "Bearer not-the-token"}')
+        await graphiql.run()
+        assert await graphiql.result() == {"errors": [{"message": "The server closed the socket: 4403 Forbidden"}]}
+        await expect(graphiql.page.locator(".graphiql-spinner")).to_have_count(0)
+        await graphiql.write("request-headers.json", '{"Authorization": "Bearer a-token-of-some-length"}')
+        await graphiql.run()
+        answer = await graphiql.result()
+        assert answer["data"]["priceUpdates"]["ticker"] in TICKERS
+        assert len(visitor.sockets) == 2
     finally:
         await visitor.context.close()
     assert visitor.problems == []

@@ -1,6 +1,8 @@
 /** Questions to the API of this server, the same one that everyone else asks. */
 
 const TIMEOUT = 10_000;
+/** While the API answers nothing without its token, it is asked again no more often than this. */
+export const LOCKED_FOR = 60_000;
 
 /** What the API refused, by its stable code; or that there was no answer from it at all, which has the code `UNREACHABLE`. */
 export class ApiError extends Error {
@@ -18,14 +20,35 @@ export class ApiError extends Error {
   }
 }
 
+/** The API answers nothing, not even what it is asked over HTTP, without its token. */
+export class Locked extends ApiError {
+  constructor() {
+    super("UNAUTHENTICATED", "Reading this server's prices needs its token.");
+  }
+}
+
 export interface CodedError {
   message: string;
   extensions?: { code?: unknown; retryAfter?: unknown };
 }
 
 export interface Asking {
-  token?: string;
+  /** One that has not been accepted yet, to be tried instead of the one that was. */
+  token?: string | undefined;
   signal?: AbortSignal;
+}
+
+/** One that the API has accepted. Kept for as long as the page is open, nowhere else. */
+let token = "";
+let lockedUntil = 0;
+
+export function keepToken(accepted: string): void {
+  token = accepted;
+}
+
+/** Goes with each question, and with the socket's `connection_init`. */
+export function authorization(tried: string = token): { Authorization: string } | undefined {
+  return tried ? { Authorization: `Bearer ${tried}` } : undefined;
 }
 
 const listeners = new Set<(error: ApiError | null) => void>();
@@ -36,18 +59,23 @@ export function onAnswer(listener: (error: ApiError | null) => void): void {
 }
 
 /** The answer's data. Raises `ApiError`, or an `AbortError` when the signal says so. */
-export async function ask<Data>(query: string, variables: object = {}, { token, signal }: Asking = {}): Promise<Data> {
+export async function ask<Data>(query: string, variables: object = {}, asking: Asking = {}): Promise<Data> {
+  if (Date.now() < lockedUntil && !asking.token) throw new Locked();
   try {
-    const data = await send<Data>(query, variables, token, signal);
+    const data = await send<Data>(query, variables, asking);
+    lockedUntil = 0;
     listeners.forEach((listener) => listener(null));
     return data;
   } catch (error) {
+    if (error instanceof Locked) lockedUntil = Date.now() + LOCKED_FOR;
     if (error instanceof ApiError) listeners.forEach((listener) => listener(error));
     throw error;
   }
 }
 
-async function send<Data>(query: string, variables: object, token?: string, signal?: AbortSignal): Promise<Data> {
+async function send<Data>(query: string, variables: object, { token: tried, signal }: Asking): Promise<Data> {
+  // A header takes no others, nor does a server's token have them.
+  if (tried && !/^[\x20-\x7e]+$/.test(tried)) throw new ApiError("UNAUTHENTICATED", "That is no token.");
   const timeout = AbortSignal.timeout(TIMEOUT);
   let answer: { data?: Data | null; errors?: CodedError[] };
   try {
@@ -56,14 +84,16 @@ async function send<Data>(query: string, variables: object, token?: string, sign
       headers: {
         "Content-Type": "application/json",
         Accept: "application/graphql-response+json, application/json",
-        ...(token && { Authorization: `Bearer ${token}` }),
+        ...authorization(tried),
       },
       body: JSON.stringify({ query, variables }),
       signal: signal ? AbortSignal.any([signal, timeout]) : timeout,
     });
+    if (response.status === 401) throw new Locked();
     answer = await response.json();
   } catch (error) {
     signal?.throwIfAborted();
+    if (error instanceof ApiError) throw error;
     const reason = timeout.aborted ? `no answer within ${TIMEOUT / 1000} s` : "no answer";
     throw new ApiError("UNREACHABLE", `The API cannot be reached: ${reason}.`);
   }

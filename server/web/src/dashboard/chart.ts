@@ -15,6 +15,8 @@ export interface Scene {
   items: Item[];
   holes: Hole[];
   backfilled: Stretch[];
+  /** The first row's instant: of what lies before it in its candle, and of the period, there is nothing. */
+  begin: number;
   requested: Price[];
   /** Whether backfilled prices are told apart. */
   isSourced: boolean;
@@ -26,6 +28,7 @@ const EMPTY: Scene = {
   items: [],
   holes: [],
   backfilled: [],
+  begin: 0,
   requested: [],
   isSourced: true,
 };

@@ -11,26 +11,30 @@ const MOST_LISTED = 100;
 
 const TOO_MANY = "In so long a period, backfilled prices are not told apart.";
 
+/** Its colour, its name, how many. */
+type Share = [kind: "observed" | "backfilled" | "unsourced" | "missing", name: string, size: number];
+
 const count = new Intl.NumberFormat("en-US");
 
 export class Completeness {
   private readonly headline = element("p", { class: "completeness-ratio" });
   private readonly words = element("p");
-  private readonly parts = element("div", { class: "parts", "aria-hidden": "true" });
+  private readonly shares = element("ul", { class: "shares", "aria-label": "Shares of the expected prices" });
   private readonly kinds = element("p", { class: "quiet" });
   private readonly gaps = element("div", { class: "gaps" });
+  private drawn = "";
   private listed: Gap[] = [];
 
   constructor(root: HTMLElement) {
-    root.append(element("div", { class: "completeness-head" }, this.headline, this.words), this.parts, this.kinds, this.gaps);
+    root.append(element("div", { class: "completeness-head" }, this.headline, this.words), this.shares, this.kinds, this.gaps);
   }
 
   show(history: History): void {
-    const { coverage, counted, sourced } = history;
+    const { beginning, coverage, counted, sourced } = history;
     if (!coverage || !counted) {
       setText(this.headline, "");
       setText(this.words, history.error ? "It could not be counted." : "Counting …");
-      this.parts.replaceChildren();
+      this.drawShares([], 1);
       setText(this.kinds, "");
       this.list([]);
       return;
@@ -38,26 +42,36 @@ export class Completeness {
     const { expected, present } = coverage;
     const missing = expected - present;
     setText(this.headline, expected === 0 ? "" : percentOf(present, expected));
-    setText(this.words, inWords(expected, missing));
+    const isWithin = typeof beginning === "number" && beginning > counted.from;
+    const rule = isWithin ? ` Collected since ${localInstant(beginning)}; nothing is expected before.` : "";
+    setText(this.words, inWords(expected, missing) + rule);
     const [from, to] = [print(counted.from), print(counted.to - history.grid)];
     const ended = sourced?.filter(({ timestamp }) => from <= timestamp && timestamp <= to);
     const kinds = ended && countBySource(ended);
     const observed = Math.min(kinds?.SCHEDULED ?? present, present);
-    this.drawParts({ observed, backfilled: present - observed, missing });
-    const period = `Slots that have ended from ${localInstant(counted.from)} to ${localInstant(counted.to)}.`;
+    const stored: Share[] = kinds
+      ? [["observed", "observed", observed], ["backfilled", "backfilled", present - observed]]
+      : [["unsourced", "observed or backfilled", present]];
+    this.drawShares([...stored, ["missing", "missing", missing]], expected);
+    const since = isWithin ? beginning : counted.from;
+    const period = `Slots that have ended from ${localInstant(since)} to ${localInstant(counted.to)}.`;
     setText(this.kinds, `${period} ${kinds ? sourcesInWords(kinds, present - observed) : history.sources === null ? TOO_MANY : ""}`);
     this.kinds.hidden = expected === 0 && ended?.length === 0;
-    this.parts.hidden = expected === 0;
+    this.shares.hidden = expected === 0;
     this.list(coverage.gaps);
   }
 
-  private drawParts(parts: Record<"observed" | "backfilled" | "missing", number>): void {
-    const bars = Object.entries(parts).filter(([, size]) => size > 0);
-    this.parts.replaceChildren(
-      ...bars.map(([name, size]) => {
-        const bar = element("span", { class: `part part-${name}` });
-        bar.style.flexGrow = String(size);
-        return bar;
+  /** A line for each, for one bar of all would be read as time, which the strip under the chart is. */
+  private drawShares(shares: Share[], expected: number): void {
+    const lines = shares.filter(([, , size]) => size > 0).map((share) => [...share, shareOf(share[2], expected)] as const);
+    if (lines.join() === this.drawn) return;
+    this.drawn = lines.join();
+    this.shares.replaceChildren(
+      ...lines.map(([kind, name, size, percent]) => {
+        const bar = element("span", { class: `share share-${kind}` });
+        bar.style.width = `${(size / expected) * 100}%`;
+        const track = element("span", { class: "share-track", "aria-hidden": "true" }, bar);
+        return element("li", {}, element("span", {}, name), track, element("span", { class: "number" }, percent));
       }),
     );
   }
@@ -105,6 +119,13 @@ function sourcesInWords({ SCHEDULED, BACKFILLED, REQUESTED }: Record<Source, num
 function percentOf(present: number, expected: number): string {
   const hundredths = Math.floor((present * 10_000) / expected);
   return present === expected ? "100 %" : `${(hundredths / 100).toFixed(2)} %`;
+}
+
+/** To the nearest, but never nothing or all of it where it is not. */
+function shareOf(size: number, expected: number): string {
+  if (size === expected) return "100 %";
+  const percent = (size / expected) * 100;
+  return percent < 0.01 ? "< 0.01 %" : percent > 99.99 ? "> 99.99 %" : `${percent.toFixed(2)} %`;
 }
 
 function inWords(expected: number, missing: number): string {

@@ -57,8 +57,10 @@ export class Cursor {
   }
 
   private tell(items: Item[], index: number, rows: Row[]): void {
-    this.handle.setAttribute("aria-valuemax", String(Math.max(0, items.length - 1)));
-    this.handle.setAttribute("aria-valuenow", String(Math.max(0, index)));
+    const last = Math.max(0, items.length - 1);
+    this.handle.setAttribute("aria-valuemax", String(last));
+    // Where nothing is pointed at, the text speaks of the last one.
+    this.handle.setAttribute("aria-valuenow", String(index < 0 ? last : index));
     const text = rows.map(([name, value]) => `${name}: ${value}`).join("; ");
     this.handle.setAttribute("aria-valuetext", text || summary(items));
   }

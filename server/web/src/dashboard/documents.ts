@@ -99,6 +99,16 @@ export const COVERAGE = `query Coverage($ticker: String!, $fromDt: DateTime!, $t
   }
 }`;
 
+/** How many prices a period should have; and how many a slot, and all that lies before it. */
+export const EXPECTED = `query Expected($ticker: String!, $fromDt: DateTime!, $toDt: DateTime!) {
+  coverage(ticker: $ticker, fromDt: $fromDt, toDt: $toDt) { expected }
+}`;
+
+export const FIRST_SLOT = `query FirstSlot($ticker: String!, $fromDt: DateTime!, $slot: DateTime!, $toDt: DateTime!) {
+  before: coverage(ticker: $ticker, fromDt: $fromDt, toDt: $slot) { expected }
+  first: coverage(ticker: $ticker, fromDt: $slot, toDt: $toDt) { expected }
+}`;
+
 /** The newest price before an instant, of several tickers: `p0` with `$t0` and `$b0`, `p1` … */
 export function pricesBefore(count: number): string {
   const numbers = [...Array(count).keys()];

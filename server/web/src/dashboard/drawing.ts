@@ -44,9 +44,9 @@ export function drawHoles(plot: uPlot, { holes }: Scene, palette: Palette): void
 
 /** Along the bottom: observed full, backfilled dashed, missing left open. */
 export function drawSources(plot: uPlot, scene: Scene, palette: Palette): void {
-  const { items, holes, backfilled, period } = scene;
-  const [first, last] = [items[0], items.at(-1)];
-  if (!first || !last) return;
+  const { items, holes, backfilled, begin, period } = scene;
+  const last = items.at(-1);
+  if (!last) return;
   const height = STRIP_HEIGHT * devicePixelRatio;
   const top = plot.bbox.top + plot.bbox.height - height;
   inside(plot, (context) => {
@@ -58,7 +58,7 @@ export function drawSources(plot: uPlot, scene: Scene, palette: Palette): void {
         context.fillRect(left, top, width, height);
       }
     };
-    fill([{ from: first.from, to: Math.min(last.to, period.to) }], palette[scene.isSourced ? "observed" : "unsourced"]);
+    fill([{ from: begin, to: Math.min(last.to, period.to) }], palette[scene.isSourced ? "observed" : "unsourced"]);
     fill(backfilled, dashing(context, palette.backfilled, 6 * devicePixelRatio));
     fill(holes, hatching(context, palette.missing, 4 * devicePixelRatio));
   });

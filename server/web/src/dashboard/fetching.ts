@@ -1,6 +1,6 @@
 /** "Fetch now": ask for a fetch of every ticker, follow it, and say so when it is refused. */
 
-import { ApiError, ask } from "./api";
+import { ApiError, ask, keepToken, Locked } from "./api";
 import { title } from "./cards";
 import { grouped } from "./decimal";
 import { FETCH_PRICES, FETCH_STATE, type FetchJob, inGraphiQL } from "./documents";
@@ -25,7 +25,7 @@ export class Fetching {
   private readonly list = byId("fetching-tickers");
   private readonly form = byId<HTMLFormElement>("token-form");
   private readonly input = byId<HTMLInputElement>("token");
-  /** Kept for as long as the page is open, nowhere else. */
+  /** To be tried, for the fetches after it too. */
   private token: string | undefined;
 
   constructor(private readonly live: Live) {
@@ -49,12 +49,15 @@ export class Fetching {
     this.list.replaceChildren();
     try {
       const { fetchPrices } = await ask<{ fetchPrices: FetchJob }>(FETCH_PRICES, {}, { token: this.token });
+      if (this.token) keepToken(this.token);
       this.form.hidden = true;
       this.show(fetchPrices);
       await this.follow(fetchPrices.id);
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      await this.refuse(error);
+      // Then the page asks for the token, once for all that it reads.
+      if (error instanceof Locked) this.panel.hidden = true;
+      else await this.refuse(error);
     } finally {
       this.button.setAttribute("aria-disabled", "false");
     }

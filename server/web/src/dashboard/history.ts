@@ -3,7 +3,7 @@
 import { ApiError, isAbort } from "./api";
 import { CANDLES, type Choice, effective, type Interval, RANGES } from "./choice";
 import type { Candle, Coverage, Price, Source } from "./documents";
-import { insertRow, mergeCandles, type Period, readCandles, readCoverage, readPrices, readSources } from "./rows";
+import { insertRow, mergeCandles, type Period, readBeginning, readCandles, readCoverage, readPrices, readSources } from "./rows";
 import { now, parse, print, SECOND } from "./time";
 
 export interface Sourced {
@@ -28,6 +28,8 @@ export class History {
   error: ApiError | null = null;
   /** The period that coverage was counted of. */
   counted: Period | null = null;
+  /** The first slot that is expected, as `readBeginning` answers it. */
+  beginning: number | null | undefined;
   /** From slot to slot, in milliseconds. */
   grid = 0;
 
@@ -59,6 +61,8 @@ export class History {
     const asking = { signal: this.loading.signal };
     const interval = effective(choice, grid / SECOND);
     if (!this.choice || choice.ticker !== this.choice.ticker || interval !== this.interval) this.clear();
+    // It may lie in a longer period.
+    if (choice.range !== this.choice?.range) this.beginning ??= undefined;
     [this.choice, this.grid, this.interval, this.isLoading] = [choice, grid, interval, true];
     this.arrived = [];
     this.onChange();
@@ -156,6 +160,7 @@ export class History {
 
   private clear(): void {
     [this.prices, this.candles, this.sources, this.coverage, this.counted] = [[], [], undefined, null, null];
+    this.beginning = undefined;
   }
 
   private readRows(period: Period, signal: AbortSignal): Promise<Price[] | Candle[]> {
@@ -168,8 +173,14 @@ export class History {
     const began = performance.now();
     const coverage = await readCoverage(period, { signal });
     signal.throwIfAborted();
+    const took = performance.now() - began;
+    if (this.beginning === undefined) {
+      const beginning = await readBeginning(period, this.grid, coverage.expected, { signal });
+      signal.throwIfAborted();
+      this.beginning = beginning;
+    }
     [this.coverage, this.counted] = [coverage, period];
-    [this.countedAt, this.countingTook] = [now(), performance.now() - began];
+    [this.countedAt, this.countingTook] = [now(), took];
   }
 
   private async loadSources(period: Period, signal: AbortSignal): Promise<void> {

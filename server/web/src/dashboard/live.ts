@@ -1,7 +1,7 @@
 /** The live connection: one socket for all prices and for the progress of fetches, opened again whenever it is lost. */
 
 import { type Client, createClient } from "graphql-ws";
-import { ApiError, type CodedError, refusal } from "./api";
+import { ApiError, authorization, type CodedError, keepToken, Locked, LOCKED_FOR, refusal } from "./api";
 import { FETCH_PROGRESS, type FetchJob, type Price, PRICE_UPDATES } from "./documents";
 import { SECOND } from "./time";
 
@@ -14,12 +14,16 @@ const PONG_WITHIN = 5 * SECOND;
 const ACK_WITHIN = 5 * SECOND;
 /** A subscription that is refused is refused by then. */
 const SETTLES_WITHIN = 0.4 * SECOND;
+/** How a server closes the socket of whoever has no token, or a wrong one. */
+const REFUSALS = [4401, 4403];
 
 interface Listener {
   /** The timestamp that is asked to go on from. */
   since: () => string;
   onPrice: (price: Price) => void;
   onChange: (connection: Connection) => void;
+  /** The socket is closed to whoever has no token. */
+  onLocked: (error: Locked) => void;
 }
 
 export class Live {
@@ -33,12 +37,14 @@ export class Live {
   private failures = 0;
   private wake: (() => void) | null = null;
   private pong = 0;
+  private sent: { Authorization: string } | undefined;
 
   constructor(private readonly listener: Listener) {
     this.client = createClient({
       url: new URL("/graphql", location.href).href.replace(/^http/, "ws"),
       keepAlive: PING_EVERY,
       connectionAckWaitTimeout: ACK_WITHIN,
+      connectionParams: () => (this.sent = authorization()),
       // Sent anew, a subscription would carry the old `since`: each attempt here is a new one.
       retryAttempts: 0,
       on: {
@@ -63,7 +69,7 @@ export class Live {
       this.failures += 1;
       // Half of it by chance, so that the clients of a server that was away do not all come back at once.
       const longest = Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** (this.failures - 1));
-      const wait = longest * (0.5 + Math.random() / 2);
+      const wait = this.isLocked() ? LOCKED_FOR : longest * (0.5 + Math.random() / 2);
       this.retryAt = Date.now() + wait;
       this.become("lost");
       await new Promise<void>((resolve) => {
@@ -71,11 +77,22 @@ export class Live {
         setTimeout(resolve, wait);
       });
       [this.wake, this.retryAt] = [null, null];
+      if (this.error instanceof Locked) this.error = null;
     }
   }
 
   retryNow(): void {
     this.wake?.();
+  }
+
+  /** Whether it is of no use to come back soon. A token that was accepted once and is no more is forgotten. */
+  private isLocked(): boolean {
+    if (!(this.error instanceof Locked)) return false;
+    const [sent, kept] = [this.sent?.Authorization, authorization()?.Authorization];
+    if (sent && sent === kept) keepToken("");
+    if (sent || kept) return false;
+    this.listener.onLocked(this.error);
+    return true;
   }
 
   /** Until the subscription ends, which it does only when something is wrong. */
@@ -141,7 +158,8 @@ export class Live {
   }
 }
 
-/** What the server refused; `null` for a socket that closed. */
+/** What the server refused; `null` for a socket that closed for another reason. */
 function errorOf(error: unknown): ApiError | null {
+  if (error instanceof CloseEvent && REFUSALS.includes(error.code)) return new Locked();
   return Array.isArray(error) && error[0] ? refusal(error[0] as CodedError) : null;
 }

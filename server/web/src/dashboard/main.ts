@@ -6,6 +6,7 @@ import "./cards.css";
 import "./chart.css";
 import "./completeness.css";
 import "./fetching.css";
+import { Access } from "./access";
 import { ApiError, onAnswer } from "./api";
 import { Cards, title } from "./cards";
 import { Chart, type Scene } from "./chart";
@@ -24,7 +25,7 @@ import { Status } from "./status";
 import { backfilledStretches, holesOf, itemsOf } from "./stretches";
 import { Table } from "./table";
 import { isStale, Tickers } from "./tickers";
-import { MINUTE, SECOND, zone } from "./time";
+import { MINUTE, parse, SECOND, zone } from "./time";
 
 /** Live, only the comparisons and the server's clock grow old. */
 const POLL_WHEN_LIVE = MINUTE / 2;
@@ -42,6 +43,10 @@ const live = new Live({
     status.hear();
     tickers.note(price);
     history.insert(price);
+    drawSoon();
+  },
+  onLocked: (error) => {
+    status.note(error);
     drawSoon();
   },
   // What is stored from now on is sent; what was healed meanwhile lies before it, and has to be read.
@@ -66,6 +71,10 @@ const cursor = new Cursor(chart, byId("chart"));
 const completeness = new Completeness(byId("completeness-panel"));
 const table = new Table();
 new Fetching(live);
+new Access(() => {
+  live.retryNow();
+  void refresh();
+});
 
 let refreshing: Promise<void> | null = null;
 let refreshedAt = 0;
@@ -129,20 +138,21 @@ function drawSoon(): void {
 function draw(): void {
   cards.show(tickers.all, choice.ticker);
   status.show(tickers.all);
-  byId("loading").hidden = tickers.known.size > 0 || status.state === "offline";
+  byId("loading").hidden = tickers.known.size > 0 || ["offline", "locked"].includes(status.state);
   byId("chart-section").hidden = byId("completeness").hidden = tickers.known.size === 0;
   const known = tickers.known.get(choice.ticker);
   if (!known || !history.isChosen(choice.ticker)) return;
   const items = itemsOf(history);
-  const { period } = history;
+  const { period, sourced } = history;
   const holes = holesOf(history.coverage?.gaps ?? []);
   const scene: Scene = {
     form: choice.form,
     period,
     items,
     holes,
-    backfilled: backfilledStretches(history.sourced ?? [], known.interval),
-    isSourced: history.sourced !== null,
+    backfilled: backfilledStretches(sourced ?? [], known.interval),
+    begin: sourced?.[0] ? parse(sourced[0].timestamp) : (items[0]?.from ?? period.from),
+    isSourced: sourced !== null,
     requested: history.prices.filter(({ source }) => source === "REQUESTED"),
   };
   chart.show(scene);

@@ -2,7 +2,7 @@
 
 import { ask, type Asking } from "./api";
 import { CANDLES as LENGTHS, type CandleInterval } from "./choice";
-import { type Candle, CANDLES, COVERAGE, type Coverage, MAX_LIMIT, type Price, PRICES, SOURCES } from "./documents";
+import { type Candle, CANDLES, COVERAGE, type Coverage, EXPECTED, FIRST_SLOT, MAX_LIMIT, type Price, PRICES, SOURCES } from "./documents";
 import { SECOND, print } from "./time";
 
 export interface Period {
@@ -12,6 +12,7 @@ export interface Period {
   to: number;
 }
 
+type Expected = Pick<Coverage, "expected">;
 type Stamped = Pick<Price, "timestamp">;
 
 export function variablesOf({ ticker, from, to }: Period): { ticker: string; fromDt: string; toDt: string } {
@@ -53,6 +54,29 @@ export async function readCandles(period: Period, interval: CandleInterval, aski
 
 export async function readCoverage(period: Period, asking: Asking): Promise<Coverage> {
   return (await ask<{ coverage: Coverage }>(COVERAGE, variablesOf(period), asking)).coverage;
+}
+
+/**
+ * The first slot that is expected, where collecting began inside of the period. `null` where it did not, or the grid was
+ * another one since, so that the API cannot tell; `undefined` while no slot has ended. `expected`: of the whole period.
+ */
+export async function readBeginning(
+  period: Period,
+  grid: number,
+  expected: number,
+  asking: Asking,
+): Promise<number | null | undefined> {
+  if (expected === 0) return undefined;
+  if (expected * grid > period.to - period.from - 2 * grid) return null;
+  // Which slots have ended depends on the moment, but for those of before this one.
+  const end = Math.floor(period.to / grid) * grid;
+  const { ticker, fromDt, toDt } = variablesOf({ ...period, to: end });
+  const counted = await ask<{ coverage: Expected }>(EXPECTED, { ticker, fromDt, toDt }, asking);
+  const first = end - counted.coverage.expected * grid;
+  if (first === end) return undefined;
+  const slot = { slot: print(first), toDt: print(first + grid) };
+  const told = await ask<{ before: Expected; first: Expected }>(FIRST_SLOT, { ticker, fromDt, ...slot }, asking);
+  return told.before.expected === 0 && told.first.expected === 1 ? first : null;
 }
 
 /** Puts a row where its timestamp belongs, mostly at the end; of one that is there already, the new one stays. */

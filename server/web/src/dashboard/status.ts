@@ -1,12 +1,12 @@
 /** How the page stands with the API: live, reconnecting or offline; and in words what that means for what is shown. */
 
-import type { ApiError } from "./api";
+import { type ApiError, Locked } from "./api";
 import { byId, setText } from "./elements";
 import type { Live } from "./live";
 import { age, isStale, type Known, reasonOf } from "./tickers";
 import { duration, localTime, SECOND } from "./time";
 
-type State = "connecting" | "live" | "reconnecting" | "impaired" | "offline";
+type State = "connecting" | "live" | "reconnecting" | "impaired" | "offline" | "locked";
 
 const NAMES: Record<State, string> = {
   connecting: "Connecting",
@@ -14,6 +14,7 @@ const NAMES: Record<State, string> = {
   reconnecting: "Reconnecting",
   impaired: "No database",
   offline: "Offline",
+  locked: "Token needed",
 };
 /** A connection that is back sooner is not worth words. */
 const GRACE = 1.5 * SECOND;
@@ -23,6 +24,8 @@ export class Status {
   private readonly notice = byId("notice");
   private readonly words = byId("notice-words");
   private readonly countdown = byId("notice-countdown");
+  private readonly access = byId("access");
+  private readonly fetch = byId("fetch");
   private readonly retry = byId<HTMLButtonElement>("retry");
   private readonly testnet = byId("testnet");
   private error: ApiError | null = null;
@@ -39,7 +42,8 @@ export class Status {
   /** An answer of the API, `null` for a good one. A refusal of one request is that panel's to tell. */
   note(error: ApiError | null): void {
     if (!error) this.hear();
-    if (!error || error.isUnreachable || error.code === "STORAGE_UNAVAILABLE") this.error = error;
+    const isOfAll = !error || error.isUnreachable || error.code === "STORAGE_UNAVAILABLE";
+    if (isOfAll || error instanceof Locked) this.error = error;
   }
 
   /** Something came, by whichever way. */
@@ -48,6 +52,7 @@ export class Status {
   }
 
   get state(): State {
+    if (this.error instanceof Locked) return "locked";
     if (this.isImpaired) return "impaired";
     if (this.live.connection === "live") return "live";
     if (this.error?.isUnreachable) return "offline";
@@ -62,20 +67,25 @@ export class Status {
     const { state } = this;
     this.pill.dataset.state = state;
     setText(this.pill, NAMES[state]);
-    this.lostAt = this.live.connection === "live" ? null : (this.lostAt ?? Date.now());
+    const isLocked = state === "locked";
+    this.lostAt = this.live.connection === "live" || isLocked ? null : (this.lostAt ?? Date.now());
     const [kind, text] = this.wordsFor(state, tickers);
     this.notice.hidden = text === "";
     this.notice.dataset.kind = kind;
     setText(this.words, text);
-    const wait = this.live.connection === "live" || this.live.retryAt === null ? 0 : this.live.retryAt - Date.now();
+    const { connection, retryAt } = this.live;
+    const wait = connection === "live" || isLocked || retryAt === null ? 0 : retryAt - Date.now();
     setText(this.countdown, wait > 0 ? `Next attempt in ${Math.ceil(wait / SECOND)} s.` : "");
-    this.retry.hidden = state === "live" || state === "connecting";
+    this.retry.hidden = state === "live" || state === "connecting" || isLocked;
+    this.access.hidden = !isLocked;
+    this.fetch.hidden = isLocked;
     this.testnet.hidden = !tickers.some(({ latest }) => latest?.testnet);
   }
 
   private wordsFor(state: State, tickers: Known[]): [kind: string, text: string] {
     const asOf = this.answeredAt ? ` What is shown is as of ${localTime(this.answeredAt)}.` : "";
     if (state === "offline") return ["bad", `The API cannot be reached.${asOf}`];
+    if (state === "locked") return ["warn", `${this.error!.message}${asOf}`];
     if (state === "impaired") return ["bad", `The API answers, but its database does not (${this.error!.code}).${asOf}`];
     if (state !== "live" && Date.now() - this.lostAt! > GRACE) {
       const because = this.live.error ? ` (${this.live.error.code}: ${this.live.error.message})` : "";

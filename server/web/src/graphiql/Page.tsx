@@ -1,6 +1,8 @@
 import { useGraphiQL } from "@graphiql/react";
 import { createGraphiQLFetcher } from "@graphiql/toolkit";
 import { GraphiQL, type GraphiQLProps } from "graphiql";
+import { GraphQLError } from "graphql";
+import { type Client, createClient } from "graphql-ws";
 import { type ReactNode, useEffect, useState } from "react";
 import { storage } from "./storage";
 
@@ -33,17 +35,43 @@ export function Page({ url, ...props }: Props) {
 
 /** Queries and mutations over HTTP, subscriptions over a socket whose `connection_init` carries the tab's headers. */
 function fetcherOf(url: string, onJob: (id: string) => void): Fetcher {
-  const execute = createGraphiQLFetcher({
-    url,
-    subscriptionUrl: url.replace(/^http/, "ws"),
-    enableIncrementalDelivery: false,
-  });
   return async (params, options) => {
-    const answer = await execute(params, options);
+    const wsClient = socketOf(url, options?.headers);
+    const answer = await createGraphiQLFetcher({ url, wsClient, enableIncrementalDelivery: false })(params, options);
     const job = "data" in answer ? (answer.data as { fetchPrices?: { id?: string } } | null)?.fetchPrices : null;
     if (job?.id) onJob(job.id);
     return answer;
   };
+}
+
+/** A socket that is opened when something is subscribed to. Why it was closed becomes an error of the result. */
+function socketOf(url: string, headers?: Record<string, unknown>): Client {
+  const client = createClient({
+    url: url.replace(/^http/, "ws"),
+    ...(headers && { connectionParams: headers }),
+    // Codes from 4000 on are the server's own: asked the same way, it would say the same again.
+    shouldRetry: (reason) => reason instanceof CloseEvent && reason.code < 4000,
+  });
+  return {
+    ...client,
+    subscribe: (payload, sink) =>
+      client.subscribe(payload, {
+        ...sink,
+        // GraphiQL's own way leaves a rejection that nobody handles, and shows a stack.
+        error: (error) => {
+          sink.next({ errors: errorsOf(error) });
+          sink.complete();
+        },
+      }),
+  };
+}
+
+function errorsOf(error: unknown): GraphQLError[] {
+  if (Array.isArray(error)) return error;
+  if (error instanceof CloseEvent) {
+    return [new GraphQLError(`The server closed the socket: ${error.code} ${error.reason}`.trim())];
+  }
+  return [new GraphQLError(error instanceof Error ? error.message : "The socket could not be opened.")];
 }
 
 /** Puts the id of the fetch that was just asked for into the variables of the tab that follows it. */

@@ -1,0 +1,35 @@
+/** The token of a server that answers nothing without it: asked for once, for all that this page reads. */
+
+import { ApiError, ask, keepToken } from "./api";
+import { TICKERS } from "./documents";
+import { byId, setText } from "./elements";
+
+export class Access {
+  private readonly form = byId<HTMLFormElement>("access");
+  private readonly input = byId<HTMLInputElement>("access-token");
+  private readonly hint = byId("access-hint");
+
+  constructor(private readonly onAccepted: () => void) {
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      void this.offer(this.input.value.trim());
+    });
+  }
+
+  private async offer(token: string): Promise<void> {
+    if (!token) return;
+    setText(this.hint, "Asking …");
+    try {
+      await ask(TICKERS, {}, { token });
+      keepToken(token);
+      this.input.value = "";
+      setText(this.hint, "");
+      this.onAccepted();
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      setText(this.hint, error.code === "UNAUTHENTICATED" ? "That token was not accepted." : error.message);
+      this.input.focus();
+      this.input.select();
+    }
+  }
+}
