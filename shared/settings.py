@@ -59,8 +59,8 @@ class Settings(BaseSettings):
     api_token_file: str | None = None
     allow_anonymous_mutations: bool = False
     require_token_for_reads: bool = False
-    fetch_limit_per_client: int = Field(default=60, ge=0, le=1_000_000)
-    fetch_limit_overall: int = Field(default=300, ge=0, le=1_000_000)
+    fetch_limit_per_client: int = Field(default=300, ge=0, le=1_000_000)
+    fetch_limit_overall: int = Field(default=600, ge=0, le=1_000_000)
     forwarded_allow_ips: CommaSeparated = ("127.0.0.1", "::1")
     cors_origins: CommaSeparated = ()
     data_dir: str = ".data"
