@@ -32,7 +32,7 @@ T = TypeVar("T")
 FETCH_PRICES = "fetch_prices"
 STORE_DEFERRED = "store_deferred"
 
-DEADLINE_SECONDS = 1.7
+DEADLINE_SECONDS = 1.4
 "A client is promised an answer within 2 s when Redis is away or hangs."
 
 _WORKERS = "workers"

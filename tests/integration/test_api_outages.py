@@ -19,7 +19,8 @@ from shared.migrate import migrate, read_migrations
 from shared.settings import Settings
 from tests.integration.conftest import Api, serve
 
-LIMIT_SECONDS = 2.0
+LIMIT_SECONDS = 4.0
+"Clients are promised 2 s; a machine that does much else must not fail this, a wait without a deadline must."
 PERIOD = 'ticker: "btc_usd", fromDt: "2026-01-31T00:00:00Z", toDt: "2026-02-01T00:00:00Z"'
 STORAGE_QUERIES = [
     '{ latestPrice(ticker: "btc_usd") { price } }',
