@@ -6,7 +6,7 @@ does a request with an argument that a resolver would refuse: no error is known 
 """
 
 import json
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import asyncpg
 import orjson
@@ -20,17 +20,19 @@ from server.graphql import MAX_BODY_BYTES
 from server.negotiation import EVENT_STREAM, is_json, response_type
 from server.planning import Plan, Planner, Unplanned
 from server.schema import Schema
-from shared.db import fetch
+from server.sharing import SharedStatement
 from shared.errors import StorageUnavailable
 
 KNOWN_REQUESTS = 256
 KNOWN_BYTES = 2048
 "Of a request that is kept."
 
-Request: TypeAlias = tuple[Plan, list[object]]
-
-
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")
+
+
+class Request(NamedTuple):
+    plan: Plan
+    statement: SharedStatement
 
 
 class PlannedExecution:
@@ -65,15 +67,13 @@ class PlannedExecution:
 
     async def _answer(self, state: Any, body: bytes) -> bytes:
         # Whoever shows prices asks the same again and again, and what is asked depends on nothing but these bytes.
-        plan, parameters = self._known.get(body) or self._learn(state, body)
+        request = self._known.get(body) or self._learn(state, body)
         try:
-            rows = await fetch(state["pool"], plan.sql, *parameters)
+            return await request.statement.answer(state["pool"])
         except StorageUnavailable as error:
-            return _refused(plan, error)
+            return _refused(request.plan, error)
         except asyncpg.PostgresError as error:  # a fault of ours, which Strawberry's path meets, masks and logs
             raise Unplanned from error
-        answer: bytes = rows[0][0]
-        return answer
 
     def _learn(self, state: Any, body: bytes) -> Request:
         request = self._read(Context(state["pool"], state["redis"], state["settings"]), body)
@@ -100,7 +100,7 @@ class PlannedExecution:
         ):
             raise Unplanned
         plan = self._planner.plan_for(query, operation_name)
-        return plan, self._planner.parameters(plan, context, variables)
+        return Request(plan, SharedStatement(plan.sql, self._planner.parameters(plan, context, variables)))
 
 
 def _media_type(scope: Scope) -> bytes | None:

@@ -27,7 +27,7 @@ from tests.bench import collecting, figures, growth, report, rounds
 from tests.bench.data import POSTGRES_OPTIONS, fill
 from tests.bench.load import Generator, Order
 from tests.bench.machine import Cores, busy_seconds, cpu_seconds, on_core, pin, share_out
-from tests.bench.peers import HERE, PROJECT, ROOT, Contestant, Running, environment, installed_peers
+from tests.bench.peers import HERE, PROJECT, ROOT, UNLIKE, Contestant, Running, environment, installed_peers
 from tests.bench.questions import QUESTIONS
 from tests.bench.sockets import SOCKETS, measure_sockets
 
@@ -105,6 +105,7 @@ def run(
 
     strangers_row = ["other programs on this machine, during the rounds", f"{max(strangers, 0):.2f} cores"]
     tables = [*report.question_tables(samples, contestants), ("Ratios", report.ratio_table(samples, contestants))]
+    tables.append(("Ratios, no two requests alike", report.ratio_table(samples, contestants, UNLIKE)))
     tables.append(("Other figures", [["", "measured"], *ceiling, strangers_row, *others]))
     for title, table in tables:
         print(f"\n{title}\n{report.as_text(table)}")

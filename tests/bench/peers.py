@@ -23,21 +23,27 @@ PYTHON = VENV / "bin" / "python"
 
 INSTALL_SECONDS = 300
 START_SECONDS = 30.0
+_DISTINCT = 512  # more than the project remembers requests
 UVICORN = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning")
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """`file` is in `contestants/`; the project itself has none."""
+    """`file` is in `contestants/`; the project itself has none. `is_asked_alike`: with the same bytes each time."""
 
     name: str
     label: str
     file: str = ""
     ask: Callable[[Question, dict[str, Any]], str] = to_rest
     processes: int = 1
+    is_asked_alike: bool = True
 
     def requests(self, question: Question) -> list[str]:
-        return [self.ask(question, variables) for variables in question.variables]
+        requests = [self.ask(question, variables) for variables in question.variables]
+        if self.is_asked_alike:
+            return requests
+        # Blanks at the end of the JSON mean nothing, and make it another text.
+        return [_with_blanks(requests[n % len(requests)], n) for n in range(_DISTINCT)]
 
     def command(self, port: int) -> list[str | Path]:
         match self.file.partition("."):
@@ -48,8 +54,17 @@ class Contestant:
         return [node_folder() / "bin" / "node", HERE / "contestants" / self.file]
 
 
+def _with_blanks(request: str, count: int) -> str:
+    head, _, body = request.partition("\r\n\r\n")
+    length = len(body.encode())
+    head = head.replace(f"Content-Length: {length}", f"Content-Length: {length + count}")
+    return f"{head}\r\n\r\n{body}{' ' * count}"
+
+
 PROJECT = Contestant("project", "this project", ask=to_graphql)
+UNLIKE = Contestant("unlike", "this project, no two requests alike", ask=to_graphql, is_asked_alike=False)
 PEERS = (
+    UNLIKE,
     Contestant("project2", "this project, 2 processes", ask=to_graphql, processes=2),
     Contestant("limit1", "limit 1: Starlette, asyncpg, orjson", "limit1.py"),
     Contestant("limit2", "limit 2: ASGI, PostgreSQL writes JSON", "limit2.py"),

@@ -31,6 +31,8 @@ PostgreSQL, used in all rounds, by all requests that were answered: it depends l
 - Server and load generator have different cores. Where there are only two, PostgreSQL runs on whichever is free, as it
   would beside any of these servers; "server busy" far below 100 % says that PostgreSQL, or other programs, were what
   held a contestant up.
+- This project puts requests of the same bytes that wait at the same time to PostgreSQL once; no other contestant does.
+  Its row "no two requests alike" is the same server where that never happens, nor is a request known from before.
 - Two processes are two ports, each with half of the connections, as behind a balancer. On two cores the second one
   shares its core with the load generator, and both with PostgreSQL, so what a second core brings cannot be seen there.
 - PostgreSQL runs with fsync off. The triggers that keep candles are off while the questions' rows are loaded; they are
@@ -71,18 +73,18 @@ def question_tables(samples: Samples, contestants: Sequence[Contestant]) -> list
     return tables
 
 
-def ratio_table(samples: Samples, contestants: Sequence[Contestant]) -> Table:
-    """This project by each other: requests per second, then CPU time a request (below 1 is less)."""
+def ratio_table(samples: Samples, contestants: Sequence[Contestant], ours: Contestant = PROJECT) -> Table:
+    """`ours` by each other: requests per second, then CPU time a request (below 1 is less)."""
     results = summaries(samples)
-    rows = [["this project /", *(question.label for question in QUESTIONS)]]
+    rows = [[f"{ours.label} /", *(question.label for question in QUESTIONS)]]
     for contestant in contestants:
-        if contestant is PROJECT:
+        if contestant is ours:
             continue
         cells = []
         for question in QUESTIONS:
-            ours, theirs = (PROJECT.name, question.name), (contestant.name, question.name)
-            speed = paired_ratio(samples[ours], samples[theirs])
-            cells.append(f"{speed:.2f} · CPU {results[ours].cpu_us / results[theirs].cpu_us:.2f}")
+            one, other = (ours.name, question.name), (contestant.name, question.name)
+            speed = paired_ratio(samples[one], samples[other])
+            cells.append(f"{speed:.2f} · CPU {results[one].cpu_us / results[other].cpu_us:.2f}")
         rows.append([contestant.label, *cells])
     return rows
 

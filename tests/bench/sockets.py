@@ -37,6 +37,7 @@ from tests.bench.peers import PROJECT, Running, environment
 SOCKETS = 1000
 QUERY = "subscription { priceUpdates { ticker price timestamp } }"
 _SETTLE_SECONDS = 2.0
+_TEXT, _PING, _PONG = 0x81, 0x89, 0x8A
 _TIMESTAMP = re.compile(rb'"ticker":"(\w+)".*?"timestamp":"([^"]+)"')
 
 
@@ -74,6 +75,7 @@ class Client(asyncio.Protocol):
         self.chunks: list[tuple[float, bytes]] = []
         self.is_ready = asyncio.Event()
         self._is_open = False
+        self._rest = b""
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -87,6 +89,7 @@ class Client(asyncio.Protocol):
         now = time.perf_counter()
         if self.is_ready.is_set():
             self.chunks.append((now, data))
+            self._answer_pings(data)
         elif not self._is_open:
             assert data.startswith(b"HTTP/1.1 101 "), data
             self._is_open = True
@@ -96,12 +99,21 @@ class Client(asyncio.Protocol):
             self._send({"type": "subscribe", "id": str(self.number), "payload": {"query": QUERY}})
             self.is_ready.set()
 
+    def _answer_pings(self, data: bytes) -> None:
+        """Who does not is cut off after 40 s."""
+        frames, self._rest = _split(self._rest + data)
+        for kind, payload in frames:
+            if kind == _PING:
+                self._write(_PONG, payload)
+
     def _send(self, message: object) -> None:
+        self._write(_TEXT, json.dumps(message).encode())
+
+    def _write(self, kind: int, payload: bytes) -> None:
         """Masked with zeros: what it says is no secret."""
         assert self._transport is not None
-        text = json.dumps(message).encode()
-        assert len(text) < 126
-        self._transport.write(bytes([0x81, 0x80 | len(text)]) + bytes(4) + text)
+        assert len(payload) < 126
+        self._transport.write(bytes([kind, 0x80 | len(payload)]) + bytes(4) + payload)
 
     def close(self) -> None:
         if self._transport is not None:
@@ -164,16 +176,24 @@ def _frames(client: Client) -> Iterator[tuple[tuple[str, str], float]]:
     """What came: (ticker, timestamp), and when its last byte was there."""
     data = b""
     for at, chunk in client.chunks:
-        data += chunk
-        while len(data) > 1:
-            start, length = 2, data[1]
-            if length == 126:
-                start, length = 4, int.from_bytes(data[2:4])
-            if len(data) < start + length:
-                break
-            if data[0] == 0x81 and (match := _TIMESTAMP.search(data, start, start + length)):
+        frames, data = _split(data + chunk)
+        for kind, payload in frames:
+            if kind == _TEXT and (match := _TIMESTAMP.search(payload)):
                 yield (match[1].decode(), match[2].decode()), at
-            data = data[start + length :]
+
+
+def _split(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
+    """The frames that are complete, each with its first byte; and what is there of the next."""
+    frames, position = [], 0
+    while len(data) - position > 1:
+        start, length = position + 2, data[position + 1]
+        if length == 126:
+            start, length = position + 4, int.from_bytes(data[position + 2 : position + 4])
+        if len(data) < start + length:
+            break
+        frames.append((data[position], data[start : start + length]))
+        position = start + length
+    return frames, data[position:]
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """A fetch that somebody asks for, from the queue through a real worker to its outcome."""
 
 import asyncio
-import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -187,10 +186,8 @@ async def test_a_passing_fault_is_tried_again(worker: Worker, simulator: Simulat
 
 
 async def test_a_ticker_the_exchange_does_not_know_is_asked_for_once(worker: Worker, simulator: Simulator) -> None:
-    started = time.monotonic()
     job = await enqueue_fetch_prices(worker.redis, ["nothing_usd"])
     await run_queued(worker)
-    assert time.monotonic() - started < 1
     done = await select_fetch_job(worker.redis, job.id)
     assert done is not None
     failure = FetchFailure("nothing_usd", "RPC_-32602", "Invalid params invalid index")

@@ -23,7 +23,7 @@ ORIGIN = "https://charts.example"
 @pytest.fixture(scope="module")
 async def _live(settings: Settings, _migrated: None) -> AsyncIterator[LiveApi]:
     own = settings.model_copy(update={"api_token": TOKEN, "cors_origins": (ORIGIN,)})
-    async with serve_live(own, Limits(init_seconds=0.5, operations=3)) as api:
+    async with serve_live(own, Limits(init_seconds=1.5, operations=3)) as api:
         yield api
 
 
@@ -181,7 +181,7 @@ async def test_4408_nothing_is_said(live: LiveApi) -> None:
         assert await socket.receive() == {"type": "pong"}
         assert await socket.closed() == (4408, "Connection initialisation timeout")
     async with live.socket() as socket:
-        await asyncio.sleep(0.8)
+        await asyncio.sleep(1.8)
         await socket.subscribe(QUERY)
         assert await socket.answer() == {"data": {"latestPrices": []}}
 

@@ -114,7 +114,7 @@ async def test_demo(tmp_path: Path, demos: list[Demo]) -> None:
     again = Demo(tmp_path, port)
     demos.append(again)
     await _until_answering(again)
-    assert time.monotonic() - began < 10  # 1.1 s here when nothing else runs
+    assert time.monotonic() - began < 20  # 1.1 s here when nothing else runs
     pids = list(again.children().values())
     again.process.kill()
     again.process.wait()
