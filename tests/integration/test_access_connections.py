@@ -43,7 +43,7 @@ class Connection:
 
     async def answered(self) -> bytes:
         """One answer with a body of a known length."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             head = await self.reader.readuntil(b"\r\n\r\n")
             length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
             return head + await self.reader.readexactly(length)
@@ -52,7 +52,7 @@ class Connection:
         """All that comes until the server closes."""
         received = b""
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while data := await self.reader.read(65536):
                     received += data
         except ConnectionError:
