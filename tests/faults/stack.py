@@ -28,7 +28,7 @@ from shared.settings import load_settings
 TICKERS = ("btc_usd", "eth_usd")
 ROOT = Path(__file__).parents[2]
 
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 
 
 @dataclass
@@ -139,7 +139,7 @@ class Stack:
     async def count(self, sql: str, *arguments: object) -> int:
         return int((await self.rows(sql, *arguments))[0][0])
 
-    async def wait_for(self, happened: Callable[[], Any], what: str, seconds: float = 30) -> float:
+    async def wait_for(self, happened: Callable[[], Any], what: str, seconds: float = 60) -> float:
         """Wait until a coroutine function answers true; answers how long it took."""
         started = time.monotonic()
         while time.monotonic() - started < seconds:
@@ -149,7 +149,7 @@ class Stack:
             await asyncio.sleep(0.05)
         raise AssertionError(f"not within {seconds} s: {what}\n{self.logs()}")
 
-    async def wait_for_prices(self, more: int = 1, seconds: float = 20) -> None:
+    async def wait_for_prices(self, more: int = 1, seconds: float = 60) -> None:
         """Until each of the two common tickers has this many more scheduled prices."""
         sql = "select count(*) from prices where ticker = $1 and source = 'SCHEDULED'"
         wanted = {ticker: await self.count(sql, ticker) + more for ticker in TICKERS}
