@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 BIN := .venv/bin
 
-.PHONY: help run demo prepared pages test faults bench lint format lock sbom
+.PHONY: help run demo prepared pages test faults fuzz bench lint format lock sbom
 
 help:
 	@echo "make run     collect from the live exchange and serve GraphQL on http://127.0.0.1:8000/graphql"
@@ -16,6 +16,7 @@ help:
 	@echo "make pages   build the dashboard and GraphiQL; run and demo do it by themselves"
 	@echo "make test    the whole suite, on the PostgreSQL and Valkey it starts itself"
 	@echo "make faults  the long form of the faults' tests, about ten minutes"
+	@echo "make fuzz    the long form of the bad inputs' tests, some four minutes"
 	@echo "make bench   this project beside its peers, half an hour; with QUICK=1 three minutes and rougher figures"
 	@echo "make lint    ruff and mypy"
 	@echo "make lock    resolve requirements.lock again (needs uv)"
@@ -48,11 +49,14 @@ demo: prepared
 
 # The faults' tests mostly wait, so three run at a time, after the others have had the machine to themselves.
 test: prepared
-	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/integration tests/browser
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/integration tests/browser tests/fuzz
 	@$(BIN)/python -m pytest -n 3 tests/faults
 
 faults: .venv/installed
 	@FAULTS=long $(BIN)/python -m pytest -n 3 tests/faults
+
+fuzz: .venv/installed
+	@FAULTS=long $(BIN)/python -m pytest tests/fuzz
 
 bench: .venv/installed
 	@$(BIN)/python -m tests.bench $(if $(QUICK),--quick)

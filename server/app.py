@@ -137,6 +137,8 @@ class NoSniffing:
 
 async def sdl(request: Request) -> Response:
     """As plain text, which a browser shows; for GraphQL's own media type, which nobody registered, it has no viewer."""
+    if not request.state.settings.introspection:
+        return PlainTextResponse("The schema is not told here.\n", 404)
     headers = {"ETag": SDL_ETAG, "Cache-Control": "no-cache"}
     if SDL_ETAG in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)

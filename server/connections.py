@@ -10,6 +10,7 @@ from asyncio import BaseTransport, Transport
 from collections.abc import Iterable
 from typing import Any, cast
 
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 logger = logging.getLogger(__name__)
@@ -44,11 +45,23 @@ class HttpProtocol(HttpToolsProtocol):
         self._awaited: object = None
         self._awaited_since = 0.0
         self._unread_since: float | None = None
+        self._running: RequestResponseCycle | None = None
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(cast(Transport, transport))
         if len(self.connections) > self._most_connections:
             self.refuse(503)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """uvicorn tells the last request. That may be one in the pipeline, while another is being answered."""
+        super().connection_lost(exc)
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         if len(data) > MAX_HEADER_BYTES:  # the loop reads up to 256 KiB at once

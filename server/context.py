@@ -1,11 +1,13 @@
 """What a resolver is given: the process's pool and Redis, the settings, and what this one request may do."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import strawberry
 from arq.connections import ArqRedis
 
 from server.access import UNKNOWN_CLIENT
+from server.allowance import Allowance
 from server.limits import weigh
 from server.live import Live
 from shared.db import Pool
@@ -61,6 +63,10 @@ class Context:
         if self.values_asked_for > MAX_VALUES:
             raise QueryTooComplex(f"All rows of one request may have {MAX_VALUES} values together, no more.")
         return limit
+
+    @cached_property
+    def allowance(self) -> Allowance:
+        return Allowance()
 
     @property
     def following(self) -> Live:

@@ -11,6 +11,7 @@ from shared.errors import ServiceError
 logger = logging.getLogger(__name__)
 
 _BAD_VARIABLE = re.compile(r"Variable '\$\w+' (has|got) invalid value|Variable values are nested")
+_SUGGESTION = re.compile(r" Did you mean [^?]*\?")
 
 
 def public_error(error: GraphQLError) -> GraphQLError:
@@ -24,6 +25,14 @@ def public_error(error: GraphQLError) -> GraphQLError:
     if "code" not in (error.extensions or {}):
         error.extensions = {**(error.extensions or {}), "code": _code(error)}
     return error
+
+
+def without_suggestions(error: GraphQLError) -> GraphQLError:
+    """As it is, but without names of the schema that the client has not guessed quite right."""
+    message = _SUGGESTION.sub("", error.message)
+    if message == error.message:
+        return error
+    return GraphQLError(message, error.nodes, path=error.path, extensions=error.extensions)
 
 
 def _cause(error: GraphQLError) -> BaseException | None:

@@ -21,13 +21,17 @@ from server.negotiation import EVENT_STREAM, is_json, response_type
 from server.planning import Plan, Planner, Unplanned
 from server.schema import Schema
 from server.sharing import SharedStatement
+from server.turns import LONG, Turns
 from shared.errors import StorageUnavailable
 
 KNOWN_REQUESTS = 256
 KNOWN_BYTES = 2048
 "Of a request that is kept."
+MAX_LEVELS = 200
+"Of a request's JSON, at most: it is brackets that are counted."
 
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")
+_VARY = (b"vary", b"Accept")
 
 
 class Request(NamedTuple):
@@ -42,6 +46,7 @@ class PlannedExecution:
         self._app = app
         self._planner = Planner(schema)
         self._known: dict[bytes, Request] = {}
+        self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         media_type = _media_type(scope)
@@ -57,11 +62,13 @@ class PlannedExecution:
         try:
             if len(body) > MAX_BODY_BYTES:
                 raise Unplanned
+            if len(body) > LONG and body not in self._known:
+                await self._turns.take(len(body))
             answer = await self._answer(scope["state"], body)
         except Unplanned:
             await self._app(scope, _replay({**message, "body": body}, receive), send)
             return
-        headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(answer)), NO_SNIFFING]
+        headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(answer)), NO_SNIFFING, _VARY]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 
@@ -84,6 +91,8 @@ class PlannedExecution:
         return request
 
     def _read(self, context: Context, body: bytes) -> Request:
+        if len(body) > MAX_LEVELS and body.count(b"[") + body.count(b"{") > MAX_LEVELS:
+            raise Unplanned  # as deep as that, it is the view that says what JSON is
         try:
             request = orjson.loads(body)
         except ValueError as error:  # or JSON of a kind that only the view takes

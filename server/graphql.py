@@ -25,6 +25,7 @@ from server.limits import load_document
 from server.negotiation import EVENT_STREAM, GRAPHQL_RESPONSE, JSON, is_json, response_type
 from server.schema import Schema
 from server.sse import event_stream
+from server.turns import Turns
 from shared.errors import BadUserInput, ServiceError, Unauthenticated
 
 MAX_BODY_BYTES = 128 * 1024
@@ -63,6 +64,7 @@ class GraphQLView:
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
+        self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with suppress(ClientDisconnect):  # before all of the body was here
@@ -84,6 +86,7 @@ class GraphQLView:
             context = _context(request)
             context.require_token_for_reads()
             parameters = await _read_body(request) if request.method == "POST" else _read_url(request)
+            await self._turns.take(len(parameters.query))
             _refuse_operation(parameters.operation_type, request.method, media_type)
             if media_type is EVENT_STREAM:
                 return self._stream(request, context, parameters)

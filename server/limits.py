@@ -1,7 +1,6 @@
 """What a document may weigh, looked at once per document, before it is validated or run."""
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from typing import NamedTuple
 
 from graphql import (
@@ -10,18 +9,22 @@ from graphql import (
     FragmentDefinitionNode,
     FragmentSpreadNode,
     GraphQLError,
+    GraphQLSchema,
     GraphQLSyntaxError,
     InlineFragmentNode,
     OperationDefinitionNode,
     SelectionSetNode,
     parse,
 )
+from graphql.validation import ASTValidationRule, NoSchemaIntrospectionCustomRule
 from strawberry.extensions import SchemaExtension
+from strawberry.schema.schema import validate_document
 
+from server.kept import Kept
 from shared.errors import QueryTooComplex
 
 MAX_LENGTH = 20_000
-"Characters. Documents are cached by their text, so this also bounds what the cache can hold."
+"Characters."
 
 MAX_TOKENS = 2000
 "Twice what GraphiQL's introspection takes; 20,000 would hold the event loop for more than a second."
@@ -36,19 +39,26 @@ MAX_NAME_LENGTH = 100
 
 _TOO_DEEP = f"A document may be {MAX_DEPTH} levels deep, no more."
 
-CACHED_DOCUMENTS = 256
-
 
 class DocumentLimits(SchemaExtension):
-    """Parse with a bounded cache. Refuses a document over a limit with `QueryTooComplex`."""
+    """Parse with a bounded cache. Refuses a document over a limit with `QueryTooComplex`; where INTROSPECTION is off,
+    validation refuses one that asks for the schema.
+    """
 
     def on_parse(self) -> Iterator[None]:
         context = self.execution_context
+        if context.context is not None and not context.context.settings.introspection:
+            context.validation_rules = (*context.validation_rules, NoSchemaIntrospectionCustomRule)
         if context.query:
             context.graphql_document = load_document(context.query)
             operations = [d for d in context.graphql_document.definitions if isinstance(d, OperationDefinitionNode)]
             if len(operations) > 1 and context._provided_operation_name is None:  # Strawberry would run the first
                 raise GraphQLError("Must provide operation name if query contains multiple operations.")
+        yield
+
+    def on_validate(self) -> Iterator[None]:
+        context = self.execution_context
+        context.pre_execution_errors = validate(context.query, context.schema._schema, context.validation_rules)
         yield
 
 
@@ -59,9 +69,7 @@ def load_document(query: str) -> DocumentNode:
     return _parse(query)
 
 
-@lru_cache(maxsize=CACHED_DOCUMENTS)
-def _parse(query: str) -> DocumentNode:
-    """A document that is refused is not cached."""
+def _parse_anew(query: str) -> DocumentNode:
     try:
         document = parse(query, max_tokens=MAX_TOKENS)
     except GraphQLSyntaxError as error:
@@ -76,6 +84,14 @@ def _parse(query: str) -> DocumentNode:
         if selections:
             _refuse_heavy(weigh(selections, fragments))
     return document
+
+
+def _validate_anew(query: str, schema: GraphQLSchema, rules: tuple[type[ASTValidationRule], ...]) -> list[GraphQLError]:
+    return validate_document(schema, load_document(query), rules)
+
+
+_parse = Kept(_parse_anew)
+validate = Kept(_validate_anew)
 
 
 class Weight(NamedTuple):

@@ -27,18 +27,16 @@ from graphql import (
     specified_rules,
 )
 from graphql.execution.values import VariableValues
-from strawberry.schema.schema import validate_document
 
 from server.answers import shift_parameters, write_answer, write_member, write_typename
 from server.context import Context
-from server.limits import MAX_LENGTH, load_document, weigh
+from server.kept import Kept
+from server.limits import MAX_LENGTH, load_document, validate, weigh
 from server.schema import Schema
 from server.schema.prices import history_parameters, latest_parameters, latest_prices_parameters, period_parameters
 from server.variables import NotPlain, Readers, plain_readers, read_plain, split_arguments
 from shared import prices
 from shared.errors import ServiceError
-
-CACHED_PLANS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +97,7 @@ class Planner:
     def __init__(self, schema: Schema) -> None:
         self._schema = schema._schema
         self._query_fields = self._schema.get_type("Query").fields  # type: ignore[union-attr]
-        self.plan = lru_cache(maxsize=CACHED_PLANS)(self._plan)
+        self.plan = Kept(self._plan)
 
     def plan_for(self, query: str, operation_name: str | None) -> Plan:
         """Raises `Unplanned`. What is too long for a document is not looked at, for plans are cached by their text."""
@@ -135,7 +133,7 @@ class Planner:
     def _plan(self, query: str, operation_name: str | None) -> Plan | None:
         try:
             document = load_document(query)
-            if validate_document(self._schema, document, tuple(specified_rules)):
+            if validate(query, self._schema, tuple(specified_rules)):
                 return None
             fragments = {d.name.value: d for d in document.definitions if isinstance(d, FragmentDefinitionNode)}
             operations = [d for d in document.definitions if isinstance(d, OperationDefinitionNode)]

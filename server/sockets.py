@@ -63,7 +63,7 @@ class Sockets:
         await receive()  # websocket.connect
         settings: Settings = scope["state"]["settings"]
         headers = Headers(scope=scope)
-        if not is_allowed_origin(headers, settings):
+        if not is_allowed_origin(headers, settings, scope["scheme"]):
             await send({"type": "websocket.close"})  # before it is accepted: status 403
             return
         if PROTOCOL not in scope["subprotocols"]:
@@ -84,12 +84,17 @@ class Sockets:
             self._open -= 1
 
 
-def is_allowed_origin(headers: Headers, settings: Settings) -> bool:
-    """A page may open a socket if it comes from this server or from one of CORS_ORIGINS; a browser tells which."""
+def is_allowed_origin(headers: Headers, settings: Settings, scheme: str) -> bool:
+    """A page may open a socket if it comes from this server or from one of CORS_ORIGINS; a browser tells which.
+
+    `scheme`: the socket's.
+    """
     origin = headers.get("origin")
     if origin is None or origin in settings.cors_origins or "*" in settings.cors_origins:
         return True
-    return origin.partition("://")[2].lower() == headers.get("host", "").lower()
+    page, _, host = origin.lower().partition("://")
+    # Behind a proxy that is not trusted to tell, a socket seems to be plain though its page is not.
+    return host == headers.get("host", "").lower() and (page == "https" or (page == "http" and scheme == "ws"))
 
 
 class Socket:

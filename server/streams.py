@@ -5,7 +5,6 @@ An event of a subscription is executed and written once for all who asked for it
 
 import json
 from collections.abc import AsyncGenerator, Mapping
-from functools import lru_cache
 from typing import Any
 
 from graphql import (
@@ -25,13 +24,13 @@ from graphql import (
     get_operation_ast,
     specified_rules,
 )
-from strawberry.schema.schema import validate_document
 
 from server.context import Context
-from server.errors import public_error
-from server.limits import CACHED_DOCUMENTS, MAX_LENGTH, load_document
+from server.errors import public_error, without_suggestions
+from server.limits import load_document, validate
 from server.live import TooSlow
 from server.schema import Schema
+from server.turns import Turns
 from shared.errors import ServiceError
 from shared.prices import Price
 
@@ -58,7 +57,7 @@ class Streams:
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
-        self._prepare = lru_cache(CACHED_DOCUMENTS)(self._prepare_anew)
+        self._turns = Turns()
         self._written: dict[tuple[str, object], str] = {}
         self._characters = 0
 
@@ -66,10 +65,10 @@ class Streams:
         self, context: Context, query: str, variables: dict[str, Any] | None, operation_name: str | None
     ) -> AsyncGenerator[str]:
         """Raises `Refused` instead of the first one, `TooSlow` where a follower has fallen too far behind."""
-        # What is too long for a document is not remembered either.
-        document, errors = (self._prepare if len(query) <= MAX_LENGTH else self._prepare_anew)(query)
+        await self._turns.take(len(query))
+        document, errors = self._prepare(query)
         if errors:
-            raise Refused(errors)
+            raise _refused(context, errors)
         operation = get_operation_ast(document, operation_name)
         if operation is not None and operation.operation is not OperationType.SUBSCRIPTION:
             yield await self._answer(context, query, variables, operation_name)
@@ -82,7 +81,7 @@ class Streams:
             operation_name=operation_name,
         )
         if isinstance(executor, list):
-            raise Refused([public_error(error) for error in executor])
+            raise _refused(context, [public_error(error) for error in executor])
         source: Any = create_source_event_stream(executor)
         if executor.is_awaitable(source):
             source = await source
@@ -102,14 +101,14 @@ class Streams:
         finally:
             await source.aclose()
 
-    def _prepare_anew(self, query: str) -> tuple[DocumentNode, list[GraphQLError]]:
+    def _prepare(self, query: str) -> tuple[DocumentNode, list[GraphQLError]]:
         try:
             document = load_document(query)
         except GraphQLError as error:
             return DocumentNode(), [public_error(error)]
         except ServiceError as error:
             return DocumentNode(), [public_error(GraphQLError(str(error), original_error=error))]
-        errors = validate_document(self._schema._schema, document, tuple(specified_rules))
+        errors = validate(query, self._schema._schema, tuple(specified_rules))
         return document, [public_error(error) for error in errors]
 
     async def _answer(
@@ -140,6 +139,10 @@ class Streams:
         while self._characters > MAX_KEPT_CHARACTERS:
             oldest = next(iter(self._written))
             self._characters -= _cost(oldest, self._written.pop(oldest))
+
+
+def _refused(context: Context, errors: list[GraphQLError]) -> Refused:
+    return Refused(errors if context.settings.introspection else [without_suggestions(error) for error in errors])
 
 
 def _cost(key: tuple[str, object], text: str) -> int:

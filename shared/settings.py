@@ -27,6 +27,7 @@ _ACCEPTED = {
     "PORT": "a port number from 1 to 65535",
     "API_TOKEN": TOKEN_RULE,
     "REQUIRE_TOKEN_FOR_READS": "1 or 0",
+    "INTROSPECTION": "1 or 0",
     "ALLOW_ANONYMOUS_MUTATIONS": "1 or 0",
     "FETCH_LIMIT_PER_CLIENT": "a whole number from 0, which is no limit, to 1000000",
     "FETCH_LIMIT_OVERALL": "a whole number from 0, which is no limit, to 1000000",
@@ -59,6 +60,7 @@ class Settings(BaseSettings):
     api_token_file: str | None = None
     allow_anonymous_mutations: bool = False
     require_token_for_reads: bool = False
+    introspection: bool = True
     fetch_limit_per_client: int = Field(default=300, ge=0, le=1_000_000)
     fetch_limit_overall: int = Field(default=600, ge=0, le=1_000_000)
     forwarded_allow_ips: CommaSeparated = ("127.0.0.1", "::1")

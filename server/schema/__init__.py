@@ -5,12 +5,12 @@ from typing import Any
 
 import strawberry
 from graphql import GraphQLError, Undefined
-from strawberry.extensions import ValidationCache
 from strawberry.schema.config import StrawberryConfig
 from strawberry.types import ExecutionContext, ExecutionResult
 
-from server.errors import public_error
-from server.limits import CACHED_DOCUMENTS, DocumentLimits
+from server.allowance import within_allowance
+from server.errors import public_error, without_suggestions
+from server.limits import DocumentLimits
 from server.scalars import SCALARS
 from server.schema.candles import CandleQuery
 from server.schema.coverage import CoverageQuery
@@ -18,6 +18,7 @@ from server.schema.jobs import JobMutation, JobQuery
 from server.schema.live import Subscription
 from server.schema.prices import PriceQuery
 from server.schema.tickers import TickerQuery
+from shared.errors import QueueUnavailable, StorageUnavailable
 
 
 @strawberry.type(description="What can be read.")
@@ -30,22 +31,39 @@ class Mutation(JobMutation):
     pass
 
 
+WAITS_FOR_REDIS = {"fetchJob", "fetchPrices"}
+"All other fields that wait, wait for PostgreSQL."
+
+
 class Schema(strawberry.Schema):
-    """Strawberry's, with every error turned into what the client may see of it."""
+    """Strawberry's, with every error turned into what the client may see of it, and its fields' time bounded."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         # An argument that may be left out has no default to show: `before: DateTime`, not `before: DateTime = null`.
         for graphql_type in self._schema.type_map.values():
-            for field in getattr(graphql_type, "fields", {}).values():
+            for name, field in getattr(graphql_type, "fields", {}).items():
                 for argument in getattr(field, "args", {}).values():
                     if argument.default_value is None:
                         argument.default_value = Undefined
+                definition = getattr(field, "extensions", {}).get("strawberry-definition")
+                if definition is not None and definition.is_async and not definition.is_subscription:
+                    away = QueueUnavailable if name in WAITS_FOR_REDIS else StorageUnavailable
+                    field.resolve = within_allowance(field.resolve, away)
 
-    async def execute(self, *arguments: Any, **options: Any) -> ExecutionResult:
-        result = await super().execute(*arguments, **options)
+    async def execute(
+        self,
+        query: str | None,
+        variable_values: dict[str, Any] | None = None,
+        context_value: Any | None = None,
+        *arguments: Any,
+        **options: Any,
+    ) -> ExecutionResult:
+        result = await super().execute(query, variable_values, context_value, *arguments, **options)
         if result.errors:
             result.errors = [public_error(error) for error in result.errors]
+            if context_value is not None and not context_value.settings.introspection:
+                result.errors = [without_suggestions(error) for error in result.errors]
         return result
 
     def process_errors(self, errors: Iterable[GraphQLError], execution_context: ExecutionContext | None = None) -> None:
@@ -56,6 +74,6 @@ schema = Schema(
     query=Query,
     mutation=Mutation,
     subscription=Subscription,
-    extensions=[DocumentLimits, lambda: ValidationCache(maxsize=CACHED_DOCUMENTS)],
+    extensions=[DocumentLimits],
     config=StrawberryConfig(scalar_map=SCALARS),
 )

@@ -188,6 +188,17 @@ async def test_valkey_silent(outage: Outage) -> None:
     await outage.check_works()
 
 
+async def test_many_fields_while_either_is_silent(outage: Outage) -> None:
+    """They are no more than one: fields of a mutation run one after the other, those of a query three at a time."""
+    with silent(outage.valkey):
+        fields = " ".join(f"a{n}: fetchPrices {{ status }}" for n in range(50))
+        assert await outage.codes(f"mutation {{ {fields} }}") == [QUEUE_AWAY] * 50
+    with silent(outage.postgres):
+        fields = " ".join(f"a{n}: coverage({PERIOD}) {{ expected }}" for n in range(50))
+        assert await outage.codes(f"{{ {fields} }}") == [STORAGE_AWAY] * 50
+    await outage.check_works()
+
+
 async def test_readiness_while_valkey_is_silent(outage: Outage) -> None:
     with silent(outage.valkey):
         status, states = await outage.readiness()

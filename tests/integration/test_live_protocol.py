@@ -229,6 +229,12 @@ async def test_only_pages_of_this_server_and_of_the_origins_that_are_set_open_so
     for origin in (None, ORIGIN, f"http://127.0.0.1:{live.port}"):
         async with live.socket(origin=origin):
             pass
+    forwarded = {"X-Forwarded-Proto": "https"}
+    async with live.socket(origin=f"https://127.0.0.1:{live.port}", additional_headers=forwarded):
+        pass
+    with pytest.raises(InvalidStatus):
+        async with live.open(origin=f"http://127.0.0.1:{live.port}", additional_headers=forwarded):
+            pass
     for origin in ("https://elsewhere.example", f"http://127.0.0.1:{live.port + 1}", "null", "http://[", "file://"):
         with pytest.raises(InvalidStatus, match="403"):
             async with live.open(origin=origin):

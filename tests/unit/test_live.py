@@ -66,10 +66,3 @@ async def test_what_is_asked_at_length_is_answered_and_not_kept(settings: Settin
     assert len(kept) == 3
     assert await answers(streams, settings, QUERY, {"junk": "x" * MAX_SHARED_CHARACTERS}) == ordinary
     assert streams._written == kept
-
-
-async def test_what_is_too_long_for_a_document_is_not_remembered(settings: Settings) -> None:
-    streams = Streams(schema)
-    with pytest.raises(Exception, match="characters"):
-        await answers(streams, settings, QUERY + " " * 20_000, None)
-    assert streams._prepare.cache_info().currsize == 0

@@ -53,6 +53,7 @@ from tests.unit.conftest import Loader
         ("PORT", "http"),
         ("ALLOW_ANONYMOUS_MUTATIONS", "maybe"),
         ("REQUIRE_TOKEN_FOR_READS", "maybe"),
+        ("INTROSPECTION", "some"),
         ("FETCH_LIMIT_PER_CLIENT", "-1"),
         ("FETCH_LIMIT_OVERALL", "1000001"),
         ("FETCH_LIMIT_OVERALL", "many"),
