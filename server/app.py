@@ -21,8 +21,10 @@ from server.execution import NO_SNIFFING, PlannedExecution
 from server.graphql import GraphQLView
 from server.health import livez, readyz
 from server.live import Live, open_live
+from server.metrics import CountedSockets, Metrics
 from server.pages import GraphiQLInBrowsers, Pages
 from server.schema import schema
+from server.scrape import metrics
 from server.sockets import Limits, Sockets
 from server.streams import Streams
 from shared.db import DEADLINE_SECONDS, Pool, create_pool
@@ -48,6 +50,7 @@ class State(TypedDict):
     access: Access
     live: Live
     streams: Streams
+    metrics: Metrics
     closing: asyncio.Event
     "Set when the process is to end: what would go on for ever ends then."
 
@@ -56,7 +59,8 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
     """Raises `SettingsError` where API_TOKEN_FILE cannot be used."""
     access = Access(settings)
     pages = Pages()
-    streams = Streams(schema)
+    counted = Metrics()
+    streams = Streams(schema, counted)
     closing = asyncio.Event()
 
     @asynccontextmanager
@@ -74,6 +78,7 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
                 "access": access,
                 "live": live,
                 "streams": streams,
+                "metrics": counted,
                 "closing": closing,
             }
 
@@ -88,10 +93,11 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
     app = API(
         routes=[
             # Not a Mount: that answers POST /graphql with a redirect.
-            Route("/graphql", GraphiQLInBrowsers(GraphQLView(schema), pages)),
-            WebSocketRoute("/graphql", Sockets(streams, limits)),
+            Route("/graphql", GraphiQLInBrowsers(GraphQLView(schema, counted), pages)),
+            WebSocketRoute("/graphql", CountedSockets(Sockets(streams, limits), counted)),
             Route("/livez", livez),
             Route("/readyz", readyz),
+            Route("/metrics", metrics),
             Route("/schema.graphql", sdl),
             Route("/", pages.dashboard),
             Route("/assets/{name}", pages.asset),
@@ -100,19 +106,21 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
         lifespan=lifespan,
     )
     app.trusted_hops = settings.forwarded_allow_ips
+    app.counted = counted
     app.state.closing = closing
     return app
 
 
 class API(Starlette):
     trusted_hops: tuple[str, ...] = ()
+    counted: Metrics | None = None
 
     def build_middleware_stack(self) -> ASGIApp:
         """Middleware, planned answers, and only then Starlette's own layers: those cost as much as such an answer."""
         outside, self.user_middleware = self.user_middleware, []
         app: ASGIApp = NoSniffing(super().build_middleware_stack())
         app = ProxyHeadersMiddleware(app, list(self.trusted_hops))  # type: ignore[assignment,arg-type]  # uvicorn's types
-        app = PlannedExecution(app, schema)
+        app = PlannedExecution(app, schema, self.counted)
         for middleware in reversed(outside):
             app = middleware.cls(app, *middleware.args, **middleware.kwargs)
         return app

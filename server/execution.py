@@ -6,6 +6,7 @@ does a request with an argument that a resolver would refuse: no error is known 
 """
 
 import json
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -17,6 +18,7 @@ from server.access import is_authenticated
 from server.context import Context
 from server.errors import public_error
 from server.graphql import MAX_BODY_BYTES
+from server.metrics import OK, Metrics
 from server.negotiation import EVENT_STREAM, is_json, response_type
 from server.planning import Plan, Planner, Unplanned
 from server.schema import Schema
@@ -42,8 +44,9 @@ class Request(NamedTuple):
 class PlannedExecution:
     """ASGI middleware: answers what is planned, passes on what is not."""
 
-    def __init__(self, app: ASGIApp, schema: Schema) -> None:
+    def __init__(self, app: ASGIApp, schema: Schema, metrics: Metrics | None = None) -> None:
         self._app = app
+        self._metrics = metrics or Metrics()
         self._planner = Planner(schema)
         self._known: dict[bytes, Request] = {}
         self._turns = Turns()
@@ -66,6 +69,7 @@ class PlannedExecution:
                 await self._turns.take(len(body))
             answer = await self._answer(scope["state"], body)
         except Unplanned:
+            self._metrics.unplanned += 1
             await self._app(scope, _replay({**message, "body": body}, receive), send)
             return
         headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(answer)), NO_SNIFFING, _VARY]
@@ -73,17 +77,29 @@ class PlannedExecution:
         await send({"type": "http.response.body", "body": answer})
 
     async def _answer(self, state: Any, body: bytes) -> bytes:
+        began = perf_counter()
         # Whoever shows prices asks the same again and again, and what is asked depends on nothing but these bytes.
-        request = self._known.get(body) or self._learn(state, body)
+        request = self._known.get(body)
+        if request is None:
+            request = self._learn(state, body)
+        else:
+            self._metrics.plan_hits += 1
         try:
-            return await request.statement.answer(state["pool"])
+            answer = await request.statement.answer(state["pool"])
         except StorageUnavailable as error:
+            self._metrics.answered(request.plan.label, error.code, began)
             return _refused(request.plan, error)
         except asyncpg.PostgresError as error:  # a fault of ours, which Strawberry's path meets, masks and logs
             raise Unplanned from error
+        self._metrics.answered(request.plan.label, OK, began)
+        return answer
 
     def _learn(self, state: Any, body: bytes) -> Request:
+        computed = self._planner.plan.computed
         request = self._read(Context(state["pool"], state["redis"], state["settings"]), body)
+        is_miss = self._planner.plan.computed > computed
+        self._metrics.plan_misses += is_miss
+        self._metrics.plan_hits += not is_miss
         if len(body) <= KNOWN_BYTES:
             if len(self._known) == KNOWN_REQUESTS:
                 del self._known[next(iter(self._known))]

@@ -7,6 +7,7 @@ answer is what the client accepts, and whatever is no GraphQL request gets a cod
 import json
 from contextlib import suppress
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, NoReturn
 
 from graphql import GraphQLError
@@ -22,6 +23,7 @@ from strawberry.utils.operation import get_operation_type
 from server.access import client_of, is_authenticated
 from server.context import Context
 from server.limits import load_document
+from server.metrics import REFUSED, Metrics, code_of, operation_of
 from server.negotiation import EVENT_STREAM, GRAPHQL_RESPONSE, JSON, is_json, response_type
 from server.schema import Schema
 from server.sse import event_stream
@@ -62,8 +64,9 @@ class Parameters:
 class GraphQLView:
     """The ASGI application behind the route."""
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, metrics: Metrics | None = None) -> None:
         self._schema = schema
+        self._metrics = metrics or Metrics()
         self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,6 +75,7 @@ class GraphQLView:
             await response(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
+        began = perf_counter()
         accept = b", ".join(value for name, value in request.scope["headers"] if name == b"accept") or None
         media_type = response_type(accept)
         try:
@@ -92,17 +96,20 @@ class GraphQLView:
                 return self._stream(request, context, parameters)
             return await self._execute(context, parameters, media_type)
         except Refused as refused:
+            self._metrics.answered(REFUSED, BadUserInput.code, began)
             response = _json_response({"errors": [_bad_input(str(refused)).formatted]}, refused.status, media_type)
             if refused.allow:
                 response.headers["Allow"] = refused.allow
             return response
         except Unauthenticated as error:
+            self._metrics.answered(REFUSED, error.code, began)
             refusal = GraphQLError(str(error), original_error=error)
             response = _json_response({"errors": [refusal.formatted]}, 401, media_type)
             response.headers["WWW-Authenticate"] = "Bearer"
             return response
 
     async def _execute(self, context: Context, parameters: Parameters, media_type: bytes) -> Response:
+        began = perf_counter()
         try:
             result = await self._schema.execute(
                 parameters.query,
@@ -112,6 +119,8 @@ class GraphQLView:
             )
         except CannotGetOperationTypeError as error:
             result = ExecutionResult(None, [_bad_input(error.as_http_error_reason())])
+        operation = operation_of(parameters.query, parameters.operation_name, result.errors)
+        self._metrics.answered(operation, code_of(result.errors), began)
         answer = process_result(result)
         if _is_request_error(result):
             del answer["data"]

@@ -22,12 +22,15 @@ class Kept(Generic[T]):
         self._most = characters
         self._kept: dict[tuple[object, ...], T] = {}
         self._characters = 0
+        self.computed = 0
+        "How often it was not kept."
 
     def __call__(self, *key: object) -> T:
         try:
             return self._kept[key]
         except KeyError:
             pass
+        self.computed += 1
         value = self._kept[key] = self._compute(*key)
         self._characters += _cost(key)
         while self._characters > self._most:

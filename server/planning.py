@@ -32,6 +32,7 @@ from server.answers import shift_parameters, write_answer, write_member, write_t
 from server.context import Context
 from server.kept import Kept
 from server.limits import MAX_LENGTH, load_document, validate, weigh
+from server.metrics import label
 from server.schema import Schema
 from server.schema.prices import history_parameters, latest_parameters, latest_prices_parameters, period_parameters
 from server.variables import NotPlain, Readers, plain_readers, read_plain, split_arguments
@@ -91,6 +92,8 @@ class Plan:
     "For variables that need no coercion; `None` where they, or what they stand in, may."
     nothing: dict[str, str | None]
     "The answer's data when PostgreSQL is away."
+    label: str
+    "What metrics call it."
 
 
 class Planner:
@@ -140,12 +143,12 @@ class Planner:
             named = [o for o in operations if operation_name is None or (o.name and o.name.value == operation_name)]
             if len(named) != 1 or named[0].operation is not OperationType.QUERY:
                 return None
-            return self._plan_operation(named[0], fragments)
+            return self._plan_operation(named[0], fragments, label(named[0], fragments))
         except (Unplanned, GraphQLError, ServiceError, ValueError):
             return None
 
     def _plan_operation(
-        self, operation: OperationDefinitionNode, fragments: Mapping[str, FragmentDefinitionNode]
+        self, operation: OperationDefinitionNode, fragments: Mapping[str, FragmentDefinitionNode], called: str
     ) -> Plan:
         if operation.directives or any(variable.directives for variable in operation.variable_definitions or ()):
             raise Unplanned
@@ -172,7 +175,7 @@ class Planner:
             raise Unplanned
         is_plain = all(root.variables is not None for root in roots)
         readers = plain_readers(self._schema, operation.variable_definitions or ()) if is_plain else None
-        return Plan(operation, tuple(roots), write_answer(members), readers, nothing)
+        return Plan(operation, tuple(roots), write_answer(members), readers, nothing, called)
 
     def _root(self, key: str, nodes: Sequence[FieldNode], width: int) -> Root:
         name = nodes[0].name.value

@@ -5,6 +5,7 @@ An event of a subscription is executed and written once for all who asked for it
 
 import json
 from collections.abc import AsyncGenerator, Mapping
+from time import perf_counter
 from typing import Any
 
 from graphql import (
@@ -29,6 +30,7 @@ from server.context import Context
 from server.errors import public_error, without_suggestions
 from server.limits import load_document, validate
 from server.live import TooSlow
+from server.metrics import OK, TOO_SLOW, Metrics, code_of, operation_of
 from server.schema import Schema
 from server.turns import Turns
 from shared.errors import ServiceError
@@ -55,9 +57,10 @@ class Refused(Exception):
 class Streams:
     """One for a process: it holds what is shared."""
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, metrics: Metrics | None = None) -> None:
         self._schema = schema
         self._turns = Turns()
+        self._metrics = metrics or Metrics()
         self._written: dict[tuple[str, object], str] = {}
         self._characters = 0
 
@@ -68,7 +71,7 @@ class Streams:
         await self._turns.take(len(query))
         document, errors = self._prepare(query)
         if errors:
-            raise _refused(context, errors)
+            raise self._refused(context, query, operation_name, errors)
         operation = get_operation_ast(document, operation_name)
         if operation is not None and operation.operation is not OperationType.SUBSCRIPTION:
             yield await self._answer(context, query, variables, operation_name)
@@ -81,25 +84,39 @@ class Streams:
             operation_name=operation_name,
         )
         if isinstance(executor, list):
-            raise _refused(context, [public_error(error) for error in executor])
+            raise self._refused(context, query, operation_name, [public_error(error) for error in executor])
         source: Any = create_source_event_stream(executor)
         if executor.is_awaitable(source):
             source = await source
-        if isinstance(source, ExecutionResult):
-            yield _write(source)
-            return
         field = _root_field(document, executor.operation.selection_set)
+        name, code = field.name.value, OK
+        if isinstance(source, ExecutionResult):
+            refusal = [public_error(error) for error in source.errors or []]
+            self._metrics.ended(name, code_of(refusal))
+            yield _write(ExecutionResult(source.data, refusal))
+            return
         asked = _shared(query, operation_name, variables, field)
+        self._metrics.subscriptions[name,] += 1
         try:
             async for event in source:
+                self._metrics.prices_sent += type(event) is Price
                 yield self._event(executor, asked, event)
         except TooSlow:
+            code = TOO_SLOW
             raise
         except Exception as error:  # of following itself: the storage is away, or a fault of ours
             path: list[str | int] = [(field.alias or field.name).value]
-            yield _write(ExecutionResult(None, [GraphQLError(str(error), [field], path=path, original_error=error)]))
+            end = public_error(GraphQLError(str(error), [field], path=path, original_error=error))
+            code = code_of([end])
+            yield _write(ExecutionResult(None, [end]))
         finally:
+            self._metrics.subscriptions[name,] -= 1
+            self._metrics.ended(name, code)
             await source.aclose()
+
+    def _refused(self, context: Context, query: str, operation_name: str | None, errors: list[GraphQLError]) -> Refused:
+        self._metrics.ended(operation_of(query, operation_name, errors), code_of(errors))
+        return Refused(errors if context.settings.introspection else [without_suggestions(error) for error in errors])
 
     def _prepare(self, query: str) -> tuple[DocumentNode, list[GraphQLError]]:
         try:
@@ -114,9 +131,12 @@ class Streams:
     async def _answer(
         self, context: Context, query: str, variables: dict[str, Any] | None, operation_name: str | None
     ) -> str:
+        began = perf_counter()
         result = await self._schema.execute(
             query, variable_values=variables, context_value=context, operation_name=operation_name
         )
+        operation = operation_of(query, operation_name, result.errors)
+        self._metrics.answered(operation, code_of(result.errors), began)
         if result.data is None and result.errors and not any(error.path for error in result.errors):
             raise Refused(result.errors)
         return _write(ExecutionResult(result.data, result.errors))
@@ -139,10 +159,6 @@ class Streams:
         while self._characters > MAX_KEPT_CHARACTERS:
             oldest = next(iter(self._written))
             self._characters -= _cost(oldest, self._written.pop(oldest))
-
-
-def _refused(context: Context, errors: list[GraphQLError]) -> Refused:
-    return Refused(errors if context.settings.introspection else [without_suggestions(error) for error in errors])
 
 
 def _cost(key: tuple[str, object], text: str) -> int:

@@ -1,5 +1,6 @@
 """How much of the schedule's grid is stored, and what is missing and why. Computed in SQL from the rows themselves."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -129,30 +130,45 @@ _RUNS = (
 )
 
 
+_COUNTED = (
+    _SEGMENTS
+    + """
+    select
+        coalesce(sum(round(extract(epoch from upper - lower) / extract(epoch from step))), 0)::bigint as expected,
+        coalesce(sum(stored.present), 0)::bigint as present
+    from segment
+    cross join lateral (
+        select count(*) as present
+        from prices
+        where ticker = $1
+          and timestamp >= segment.lower
+          and timestamp < segment.upper
+          and date_bin(segment.step, timestamp, 'epoch') = timestamp
+    ) as stored
+"""
+)
+
+
 async def select_coverage(pool: Pool, ticker: str, from_dt: datetime, to_dt: datetime, now: datetime) -> Coverage:
     """Count the ended slots in [from_dt, to_dt)."""
     # A year of seconds may take its time; a storage that is away must not take as long to be found out.
     await fetch(pool, "select")
-    sql = (
-        _SEGMENTS
-        + """
-        select
-            coalesce(sum(round(extract(epoch from upper - lower) / extract(epoch from step))), 0)::bigint as expected,
-            coalesce(sum(stored.present), 0)::bigint as present
-        from segment
-        cross join lateral (
-            select count(*) as present
-            from prices
-            where ticker = $1
-              and timestamp >= segment.lower
-              and timestamp < segment.upper
-              and date_bin(segment.step, timestamp, 'epoch') = timestamp
-        ) as stored
-    """
-    )
-    row = await fetch_row(pool, sql, ticker, from_dt, to_dt, now, timeout=COVERAGE_DEADLINE_SECONDS)
+    row = await fetch_row(pool, _COUNTED, ticker, from_dt, to_dt, now, timeout=COVERAGE_DEADLINE_SECONDS)
     assert row is not None  # noqa: S101  an aggregate always has one row
     return Coverage(expected=row["expected"], present=row["present"])
+
+
+async def select_coverages(
+    pool: Pool, tickers: Sequence[str], from_dt: datetime, to_dt: datetime, now: datetime
+) -> dict[str, Coverage]:
+    """As `select_coverage`, for several tickers and a short period."""
+    sql = f"""
+        select wanted.ticker, counted.*
+        from unnest($1::text[]) as wanted (ticker)
+        cross join lateral ({_COUNTED.replace("$1", 'wanted.ticker collate "C"')}) as counted
+    """
+    rows = await fetch(pool, sql, list(tickers), from_dt, to_dt, now)
+    return {row["ticker"]: Coverage(expected=row["expected"], present=row["present"]) for row in rows}
 
 
 async def select_gaps(

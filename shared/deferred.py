@@ -6,7 +6,7 @@ workers, a crash in between) is one row all the same.
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -40,29 +40,42 @@ async def defer(redis: ArqRedis, prices: Sequence[Price], missed: Sequence[Misse
         await enqueue_store_deferred(redis, after_seconds=_FIRST_ATTEMPT_SECONDS)
 
 
-async def store_oldest_deferred(redis: ArqRedis, pool: Pool) -> int:
-    """Store one batch, oldest slots first; answers how many entries it held. Raises `StorageUnavailable`."""
+async def count_deferred(redis: ArqRedis) -> int:
+    """Prices and reasons that wait."""
+    return int(await redis.zcard(_KEY))
+
+
+async def store_oldest_deferred(
+    redis: ArqRedis, pool: Pool, note: Callable[[Sequence[Price], Sequence[MissedSlot]], None] = lambda *_: None
+) -> int:
+    """Store one batch, oldest slots first; answers how many entries it held. Raises `StorageUnavailable`.
+
+    `note` is given what was new.
+    """
     entries = await redis.zrange(_KEY, 0, _BATCH - 1)
     records = [json.loads(entry) for entry in entries]
     prices = [load_price(record["price"]) for record in records if "price" in record]
     missed = [_load_missed(record["missed"]) for record in records if "missed" in record]
     try:
-        await insert_prices(pool, prices)
+        note(await insert_prices(pool, prices), [])
     except _REFUSALS:  # of one of them, which must not hold up the others for ever
-        missed += [_refused(price) for price in prices if not await _is_stored(pool, price)]
-    await insert_missed_slots(pool, missed)
+        for price in prices:
+            stored = await _store_one(pool, price)
+            missed += [_refused(price)] if stored is None else []
+            note(stored or [], [])
+    note([], await insert_missed_slots(pool, missed))
     if entries:
         await redis.zrem(_KEY, *entries)
     return len(entries)
 
 
-async def _is_stored(pool: Pool, price: Price) -> bool:
+async def _store_one(pool: Pool, price: Price) -> list[Price] | None:
+    """`None` where PostgreSQL refuses it."""
     try:
-        await insert_prices(pool, [price])
+        return await insert_prices(pool, [price])
     except _REFUSALS:
         logger.exception("PostgreSQL refuses %s", price)
-        return False
-    return True
+        return None
 
 
 def _refused(price: Price) -> MissedSlot:

@@ -24,6 +24,7 @@ from shared.rate_limit import TAKE, Limit, arguments, refusal
 
 KEEP_FINISHED_SECONDS = 3600
 _KEEP_QUEUED_SECONDS = 86_400
+_MOST_COUNTED = 10_000
 
 CHANGES = "fetch-changes"
 "The channel on which the id of a fetch is published when it has started or ended."
@@ -152,6 +153,12 @@ async def select_fetch_job(redis: ArqRedis, job_id: str) -> FetchJob | None:
         prices=prices,
         failures=failures,
     )
+
+
+async def count_unfinished_fetches(redis: ArqRedis) -> int:
+    """Fetches somebody asked for that are queued or running; of a longer queue no more than are in its first part."""
+    queued = await redis.zrange(default_queue_name, 0, _MOST_COUNTED - 1)
+    return sum(is_job_id(name.decode()) for name in queued)
 
 
 async def start_fetch_job(redis: ArqRedis, job_id: str) -> bool:

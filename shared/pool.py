@@ -47,8 +47,31 @@ class Pool:
         self._waiting: deque[tuple[asyncio.Future[Connection | None], float]] = deque()
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._settling: set[asyncio.Task[None]] = set()
+        self.waits = 0
+        "How often a connection had to be waited for."
+        self.waits_in_vain = 0
+        "Until the deadline."
+        self.cut_off = 0
+        "Connections that did not come back by their deadline."
         # Kept, for to ask for the running loop is a system call.
         self._loop: asyncio.AbstractEventLoop
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def open(self) -> int:
+        """Those that are being opened, too."""
+        return self._open
+
+    @property
+    def in_use(self) -> int:
+        return len(self._lent)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
 
     async def __aenter__(self) -> Self:
         return self
@@ -130,6 +153,7 @@ class Pool:
         """The next connection that is given back; `None` when there may be room for a new one."""
         future: asyncio.Future[Connection | None] = self._loop.create_future()
         self._waiting.append((future, deadline))
+        self.waits += 1
         self._watch()
         try:
             return await future
@@ -166,9 +190,11 @@ class Pool:
         for connection in [connection for connection, deadline in self._lent.items() if deadline <= now]:
             logger.warning("PostgreSQL did not answer in time, a connection is closed")
             connection.terminate()
+            self.cut_off += 1
         for future, deadline in self._waiting:
             if deadline <= now and not future.done():
                 future.set_exception(TimeoutError())
+                self.waits_in_vain += 1
         self._waiting = deque(waiting for waiting in self._waiting if not waiting[0].done())
         self._sweep_timer = None
         if self._lent or self._waiting:

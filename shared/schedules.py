@@ -114,18 +114,21 @@ async def finish_first_fill(pool: Pool, ticker: str, since: datetime, complete_f
     await fetch(pool, sql, ticker, since, complete_from)
 
 
-async def insert_missed_slots(pool: Pool, missed: Iterable[MissedSlot], *, timeout: float = WRITE_SECONDS) -> None:
-    """Write down why slots are missing; the first reason stands."""
+async def insert_missed_slots(
+    pool: Pool, missed: Iterable[MissedSlot], *, timeout: float = WRITE_SECONDS
+) -> list[MissedSlot]:
+    """Write down why slots are missing; the first reason stands. Answers those that had none."""
     sql = """
         insert into missed_slots (ticker, slot, reason, detail)
         select ticker, slot, reason::gap_reason, detail
         from unnest($1::text[], $2::timestamptz[], $3::text[], $4::text[]) as fresh (ticker, slot, reason, detail)
         order by ticker collate "C", slot
         on conflict do nothing
+        returning ticker, slot, reason::text, detail
     """
     rows = [(m.ticker, m.slot, m.reason.value, m.detail) for m in missed]
-    if rows:
-        await write(pool, sql, *columns(rows, 4), timeout=timeout)
+    stored = await write(pool, sql, *columns(rows, 4), timeout=timeout) if rows else []
+    return [MissedSlot(row["ticker"], row["slot"], GapReason(row["reason"]), row["detail"]) for row in stored]
 
 
 async def insert_unanswered(

@@ -25,6 +25,7 @@ _ACCEPTED = {
     "FETCH_INTERVAL_SECONDS": "a divisor of 60, or a multiple of 60 that divides 3600",
     "HEAL_LOOKBACK_HOURS": "a whole number from 1 to 8760",
     "PORT": "a port number from 1 to 65535",
+    "METRICS_PORT": "a port number from 1 to 65535, or 0 for none",
     "API_TOKEN": TOKEN_RULE,
     "REQUIRE_TOKEN_FOR_READS": "1 or 0",
     "INTROSPECTION": "1 or 0",
@@ -56,6 +57,7 @@ class Settings(BaseSettings):
     heal_lookback_hours: int = Field(default=24, ge=1, le=8760)
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
+    metrics_port: int = Field(default=0, ge=0, le=65535)
     api_token: str | None = Field(default=None, repr=False)
     api_token_file: str | None = None
     allow_anonymous_mutations: bool = False

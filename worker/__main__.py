@@ -36,6 +36,7 @@ from worker.context import Worker
 from worker.deribit import create_http
 from worker.healing import heal_gaps
 from worker.jobs import fetch_again, fetch_prices, store_deferred_until_done
+from worker.metrics import serve_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -73,25 +74,36 @@ class GridCron(CronJob):
 
 
 def cron_jobs(worker: Worker) -> list[CronJob]:
-    schedule = cron(fetch_prices, max_tries=JOB_TRIES, timeout=JOB_SECONDS, keep_result=KEEP_SLOT_SECONDS)
+    counted = worker.metrics.counted
+    schedule = cron(
+        counted(fetch_prices, "fetch_slot"), max_tries=JOB_TRIES, timeout=JOB_SECONDS, keep_result=KEEP_SLOT_SECONDS
+    )
     slots = GridCron(**vars(schedule) | {"interval": worker.interval, "next_run": worker.first_slot})
     half = worker.interval / 2
-    second = cron(fetch_again, max_tries=1, timeout=JOB_SECONDS, keep_result=KEEP_SLOT_SECONDS)
+    second = cron(counted(fetch_again, "fetch_again"), max_tries=1, timeout=JOB_SECONDS, keep_result=KEEP_SLOT_SECONDS)
     again = GridCron(
         **vars(second) | {"interval": worker.interval, "offset": half, "next_run": worker.first_slot + half}
     )
-    third = cron(heal_gaps, run_at_startup=True, max_tries=1, timeout=JOB_SECONDS, keep_result=KEEP_SLOT_SECONDS)
+    third = cron(
+        counted(heal_gaps, "heal_gaps"),
+        run_at_startup=True,
+        max_tries=1,
+        timeout=JOB_SECONDS,
+        keep_result=KEEP_SLOT_SECONDS,
+    )
     heal = GridCron(**vars(third) | {"interval": HEAL_EVERY, "offset": HEAL_AT})
     return [slots, again, heal]
 
 
 def create_worker(worker: Worker, jobs: list[CronJob], **options: Any) -> arq.Worker:
     """`options` go to arq, for the tests' burst mode."""
+    fetch = worker.metrics.counted(fetch_prices, "fetch_requested")
+    store = worker.metrics.counted(store_deferred_until_done, "store_deferred")
     return arq.Worker(
         # Nothing is kept of these: a fixed id that stayed known would keep the next job of that id from being queued.
         functions=[
-            func(fetch_prices, name=FETCH_PRICES, timeout=JOB_SECONDS, max_tries=JOB_TRIES, keep_result=0),
-            func(store_deferred_until_done, name=STORE_DEFERRED, timeout=JOB_SECONDS, max_tries=10**6, keep_result=0),
+            func(fetch, name=FETCH_PRICES, timeout=JOB_SECONDS, max_tries=JOB_TRIES, keep_result=0),
+            func(store, name=STORE_DEFERRED, timeout=JOB_SECONDS, max_tries=10**6, keep_result=0),
         ],
         cron_jobs=jobs,
         redis_pool=worker.redis,
@@ -117,7 +129,8 @@ async def run(settings: Settings) -> None:
         worker = Worker(settings, pool, redis, http, name=f"{socket.gethostname()}:{os.getpid()}")
         logger.info("collecting %s every %d s", ", ".join(settings.tickers), settings.fetch_interval_seconds)
         reporting = asyncio.create_task(_report(worker))
-        await _work(worker)
+        async with serve_metrics(settings, worker.metrics.registry):
+            await _work(worker)
         reporting.cancel()
         with contextlib.suppress(RedisError, OSError, TimeoutError):
             async with asyncio.timeout(1):  # without Redis there is nobody to tell

@@ -13,6 +13,7 @@ from shared.grid import slot_of
 from shared.schedules import insert_schedules
 from shared.settings import Settings
 from worker.deribit import CONCURRENCY
+from worker.metrics import Metrics
 
 
 @dataclass
@@ -26,6 +27,10 @@ class Worker:
     requests: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENCY))
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     has_schedule: bool = False
+    metrics: Metrics = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.settings.tickers, self.pool)
 
     @property
     def first_slot(self) -> datetime:

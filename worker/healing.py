@@ -78,6 +78,7 @@ async def _heal(worker: Worker, ticker: str, first_fill: FirstFill | None) -> No
     runs = await select_missing_runs(worker.pool, ticker, oldest, now, now)
     _, unanswered = await _fill(worker, ticker, runs, now)
     await insert_unanswered(worker.pool, ticker, unanswered)
+    worker.metrics.unanswered(ticker, sum((run.end - run.first) // run.interval for run in unanswered))
 
 
 async def _fill_past(worker: Worker, ticker: str, oldest: datetime, first: datetime, interval: timedelta) -> None:
@@ -102,12 +103,13 @@ async def _fill(
         finer = reach
         if not parts:
             continue
-        points = await get_index_chart(worker.http, ticker, chart_range)
+        async with worker.metrics.calling("get_index_chart_data"):
+            points = await get_index_chart(worker.http, ticker, chart_range)
         matched = [match_chart(ticker, part, points) for part in parts]
         prices = [price for found, _ in matched for price in found]
         for start in range(0, len(prices), _BATCH):
             batch = prices[start : start + _BATCH]
-            await insert_prices(worker.pool, batch)
+            worker.metrics.note(await insert_prices(worker.pool, batch), [])
             done = start + len(batch)
             logger.info(
                 "%s: %d slots healed from the %s chart, %d to go", ticker, done, chart_range, len(prices) - done

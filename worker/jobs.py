@@ -80,7 +80,7 @@ async def store_deferred(ctx: dict[str, Any]) -> bool:
     """
     worker = worker_of(ctx)
     try:
-        while stored := await store_oldest_deferred(worker.redis, worker.pool):
+        while stored := await store_oldest_deferred(worker.redis, worker.pool, worker.metrics.note):
             logger.info("stored %d deferred entries", stored)
             await asyncio.sleep(0.05)
     except StorageUnavailable:
@@ -136,6 +136,7 @@ async def _fetch_requested(worker: Worker, job_id: str, tickers: Sequence[str]) 
     stored.sort(key=lambda price: price.ticker)
     failures.sort(key=lambda failure: failure.ticker)
     await finish_fetch_job(worker.redis, job_id, tickers, stored, failures)
+    worker.metrics.fetched(stored, failures)
 
 
 async def _attempts(
@@ -180,7 +181,7 @@ async def _with_retries(worker: Worker, attempt: Callable[[], Awaitable[T]], bud
     pause = min(_FIRST_BACKOFF_SECONDS, budget_seconds / 2)
     while True:
         try:
-            async with asyncio.timeout_at(deadline), worker.requests:
+            async with asyncio.timeout_at(deadline), worker.requests, worker.metrics.calling("get_index_price"):
                 return await attempt()
         except TimeoutError as error:
             raise DeribitError("TIMEOUT", "no answer in time", retry=ExchangeRetry.LATER) from error
@@ -197,15 +198,17 @@ async def _store(worker: Worker, prices: Sequence[Price], missed: Sequence[Misse
     """Store prices and reasons; where PostgreSQL is away, put them aside. Answers whether they are stored."""
     try:
         await worker.note_schedule()
-        await insert_prices(worker.pool, prices, timeout=_STORE_SECONDS)
-        await insert_missed_slots(worker.pool, missed, timeout=_STORE_SECONDS)
+        worker.metrics.note(await insert_prices(worker.pool, prices, timeout=_STORE_SECONDS), [])
+        worker.metrics.note([], await insert_missed_slots(worker.pool, missed, timeout=_STORE_SECONDS))
     except (StorageUnavailable, asyncpg.PostgresError) as error:
         logger.warning("not stored, %d prices put aside: %s", len(prices), error)
         await defer(worker.redis, prices, missed)
+        worker.metrics.put_aside(len(prices))
         if not isinstance(error, StorageUnavailable) or error.is_answered:
             # PostgreSQL is there but does not take prices (a full disk): until it does, the history can say so.
             with contextlib.suppress(StorageUnavailable):
-                await insert_missed_slots(worker.pool, [_unstored(price) for price in prices], timeout=_STORE_SECONDS)
+                unstored = map(_unstored, prices)
+                worker.metrics.note([], await insert_missed_slots(worker.pool, unstored, timeout=_STORE_SECONDS))
         return False
     return True
 

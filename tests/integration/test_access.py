@@ -279,7 +279,10 @@ async def test_every_answer_is_what_it_says_it_is_and_tells_nothing_of_the_serve
         await closed.http.get("/graphql", params={"query": PLANNED}, headers=BEARER | {"accept": "text/event-stream"}),
         await closed.http.get("/graphql", headers={"accept": "text/html"}),
         await closed.http.put("/graphql", headers=BEARER),
-        *[await closed.http.get(path) for path in ("/", "/livez", "/readyz", "/schema.graphql", "/none", "/assets/x")],
+        *[
+            await closed.http.get(path)
+            for path in ("/", "/livez", "/readyz", "/metrics", "/schema.graphql", "/none", "/assets/x")
+        ],
     ]
     for answer in answers:
         assert answer.headers.get_list("x-content-type-options") == ["nosniff"], answer.url

@@ -100,6 +100,10 @@ async def test_slots_between_the_charts_points_are_remembered_and_not_asked_abou
     assert await select_all_missed_slots(worker.pool) == [known, *others]
     assert await select_unanswered(worker.pool) == unanswered
     assert charts_asked_for(simulator) == {"btc_usd": 1}
+    counted = {"healed": len(healed), "unanswered": len(unanswered)}
+    for name, count in counted.items():
+        metric = f"deribit_collector_slots_{name}_total"
+        assert worker.metrics.registry.get_sample_value(metric, {"ticker": "btc_usd"}) == count
 
     await heal_gaps(ctx)
     assert charts_asked_for(simulator) == {"btc_usd": 1}

@@ -187,6 +187,7 @@ def test_defaults_are_accepted(service: str, clean_environment: pytest.MonkeyPat
         redis_url="redis://redis:6379/0",
         host="0.0.0.0",
         port=8000,
+        metrics_port=9464,
         allow_anonymous_mutations=True,
         log_format="json",
     )

@@ -27,6 +27,7 @@ def test_defaults_are_those_of_the_contract(load: Loader) -> None:
         "heal_lookback_hours": 24,
         "host": "127.0.0.1",
         "port": 8000,
+        "metrics_port": 0,
         "api_token": None,
         "api_token_file": None,
         "allow_anonymous_mutations": False,
