@@ -108,6 +108,7 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
     app.trusted_hops = settings.forwarded_allow_ips
     app.counted = counted
     app.state.closing = closing
+    app.state.is_draining = False
     return app
 
 

@@ -37,8 +37,11 @@ _REASONS = {
 
 
 class HttpProtocol(HttpToolsProtocol):
-    def __init__(self, *arguments: Any, most_connections: int = MAX_CONNECTIONS, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, most_connections: int = MAX_CONNECTIONS, is_leaving: bool = False, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
+        self._is_leaving = is_leaving
         self._most_connections = most_connections
         self._measured: object = None
         self._length = 0
@@ -74,6 +77,22 @@ class HttpProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is None or cycle.more_body or cycle.scope is not self.scope:
             self._measure(len(data))
+        if self._is_leaving and cycle is not None:
+            cycle.keep_alive = False
+
+    def leave(self) -> None:
+        """Answer the next request, or the one under way, with `Connection: close`: the client goes when it likes.
+
+        An idle connection that is closed under its client loses the request that is on the way.
+        """
+        self._is_leaving = True
+        if self._last is not None:
+            self._last.keep_alive = False
+
+    def is_unread_stream(self) -> bool:
+        """An answer whose length was not said beforehand, an event stream's, that the client does not take."""
+        cycle = self._last
+        return cycle is not None and cycle.chunked_encoding is True and self.transport.get_write_buffer_size() > 0
 
     @property
     def _last(self) -> RequestResponseCycle | None:
@@ -149,6 +168,13 @@ def cut_off_slow(connections: Iterable[object], now: float) -> None:
         connection.cut_off()
     if slow:
         logger.info("cut off, for their clients are too slow: %d connections", len(slow))
+
+
+def cut_off_unread_streams(connections: Iterable[object]) -> None:
+    """When the process ends: they have no end of their own, so nobody can be waited for to read up to it."""
+    for connection in list(connections):
+        if isinstance(connection, HttpProtocol) and connection.is_unread_stream():
+            connection.transport.abort()
 
 
 def make_room_for_connections() -> int:

@@ -1,4 +1,7 @@
-"""`/livez`: the process answers. `/readyz`: what it needs, one entry each; 503 when PostgreSQL or Redis is away."""
+"""`/livez`: the process answers. `/readyz`: what it needs, one entry each; 503 when PostgreSQL or Redis is away.
+
+And as soon as the process is told to end, so that a proxy asks others before it does.
+"""
 
 import asyncio
 from dataclasses import asdict, dataclass
@@ -13,6 +16,7 @@ from shared.migrate import read_migrations, select_version
 from shared.queue import select_live_workers, within_deadline
 
 OK, WARNING, DOWN = "ok", "warning", "down"
+DRAINING = {"status": "draining", "reason": "this process was told to end: ask another one", "dependencies": {}}
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ async def livez(_: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
+    if request.app.state.is_draining:
+        return JSONResponse(DRAINING, 503, headers={"Cache-Control": "no-store"})
     context = Context(request.state.pool, request.state.redis, request.state.settings)
     (postgres, prices), (redis, worker) = await asyncio.gather(_storage(context), _queue(context))
     dependencies = {"postgres": postgres, "redis": redis, "worker": worker, "prices": prices}

@@ -7,7 +7,11 @@ would be waited for as long as it likes: here it is given a moment.
 import asyncio
 import socket
 from asyncio.transports import BaseTransport
+from collections.abc import Coroutine
+from typing import Any
 
+from uvicorn._types import ASGISendEvent
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 LINGER_SECONDS = 2.0
@@ -18,11 +22,19 @@ UNREAD_PONGS_BYTES = 256 * 1024
 "More than uvicorn lets an application write ahead."
 
 
+async def _refuse() -> None:
+    raise ClientDisconnected
+
+
 class SocketProtocol(WebSocketsSansIOProtocol):
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)
         if (connection := transport.get_extra_info("socket")) is not None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+
+    def send(self, message: ASGISendEvent) -> Coroutine[Any, Any, None]:
+        """To a socket that was closed here, for its peer answers no ping, as to one that the peer has left."""
+        return _refuse() if self.close_sent else super().send(message)
 
     def handle_ping(self) -> None:
         """Each is answered, read or not: one that only asks would fill the memory with answers."""
@@ -40,7 +52,9 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         self._end_soon()
 
     def shutdown(self) -> None:
-        super().shutdown()
+        """May come again, for those that have not taken it."""
+        if not self.transport.is_closing():
+            super().shutdown()
         self._end_soon()
 
     def _end_soon(self) -> None:

@@ -56,6 +56,7 @@ class Stack:
         self._settings.require_guarded_mutations()  # the API would refuse, and be started again and again
         self._ignored = [name.upper() for name in ours if is_demo and getattr(given, name)]
         self._env = {name.upper(): value for name, value in ours.items()}
+        self._env["DRAIN_SECONDS"] = "0"  # there is no other API that could be asked meanwhile
         self._folder = Path(self._settings.data_dir) / ("demo" if is_demo else "live")
 
         self._simulator: Program | None = None

@@ -26,6 +26,7 @@ _ACCEPTED = {
     "HEAL_LOOKBACK_HOURS": "a whole number from 1 to 8760",
     "PORT": "a port number from 1 to 65535",
     "METRICS_PORT": "a port number from 1 to 65535, or 0 for none",
+    "DRAIN_SECONDS": "a whole number from 0 to 600",
     "API_TOKEN": TOKEN_RULE,
     "REQUIRE_TOKEN_FOR_READS": "1 or 0",
     "INTROSPECTION": "1 or 0",
@@ -58,6 +59,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     metrics_port: int = Field(default=0, ge=0, le=65535)
+    drain_seconds: int = Field(default=5, ge=0, le=600)
     api_token: str | None = Field(default=None, repr=False)
     api_token_file: str | None = None
     allow_anonymous_mutations: bool = False

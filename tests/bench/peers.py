@@ -126,6 +126,7 @@ def environment(database_url: str, redis_url: str, **others: str) -> dict[str, s
         "DATABASE_URL": database_url,
         "REDIS_URL": redis_url,
         "LOG_LEVEL": "warning",
+        "DRAIN_SECONDS": "0",
         "NODE_ENV": "production",
         "GRAPHILE_ENV": "production",
         **others,

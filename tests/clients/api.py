@@ -28,6 +28,7 @@ async def serve_process(settings: Settings, port: int | None = None) -> AsyncIte
         "DATABASE_URL": settings.database_url,
         "REDIS_URL": settings.redis_url,
         "PORT": str(port),
+        "DRAIN_SECONDS": "0",
     }
     with tempfile.TemporaryFile() as log:
         process = await asyncio.create_subprocess_exec(

@@ -12,15 +12,15 @@ from tests.faults.stack import Stack, open_stack
 IS_LONG = os.environ.get("FAULTS") == "long"
 "`make faults`: longer outages and more rounds; `make test` runs the short form of the same tests."
 
-Report = Callable[[str, History, float], None]
+Report = Callable[..., None]
 
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Report:
-    """Add a row: the fault, the history afterwards, the seconds until the service was whole again."""
+    """Add a row: the fault, the history afterwards, the seconds until the service was whole again; what clients saw."""
 
-    def add(fault: str, history: History, seconds: float) -> None:
-        row = (fault, history.expected, history.observed, history.healed, history.missing, round(seconds, 1))
+    def add(fault: str, history: History, seconds: float, clients: str = "") -> None:
+        row = (fault, history.expected, history.observed, history.healed, history.missing, round(seconds, 1), clients)
         request.node.user_properties.append(("fault", row))  # reaches the run's end from any of its processes
 
     return add
@@ -45,8 +45,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     rows = [value for report in reports for name, value in report.user_properties if name == "fault"]
     if rows:
         terminalreporter.section("faults")
-        heads = ("fault", "slots", "observed", "healed", "explained", "recovered")
-        for fault, *counts, seconds in [heads, *sorted(rows)]:
-            unit = "" if seconds == heads[-1] else " s"
-            line = f"{fault:<52}" + "".join(f"{count:>10}" for count in counts) + f"{seconds:>12}{unit}"
-            terminalreporter.line(line)
+        heads = ("fault", "slots", "observed", "healed", "explained", "recovered", "clients")
+        for fault, *counts, seconds, clients in [heads, *sorted(rows)]:
+            unit = "  " if seconds == "recovered" else " s"
+            line = f"{fault:<52}" + "".join(f"{count:>10}" for count in counts) + f"{seconds:>12}{unit}  {clients}"
+            terminalreporter.line(line.rstrip())

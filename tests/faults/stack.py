@@ -22,7 +22,7 @@ from arq.connections import ArqRedis
 
 from shared.embedded import Server, start_postgres, start_valkey
 from shared.migrate import migrate
-from shared.queue import open_redis
+from shared.queue import open_redis, select_live_workers
 from shared.settings import load_settings
 
 TICKERS = ("btc_usd", "eth_usd")
@@ -56,19 +56,20 @@ class Stack:
             "TICKERS": ",".join(self.tickers),
             "FETCH_INTERVAL_SECONDS": str(self.interval),
             "PORT": str(self.api_port),
+            "DRAIN_SECONDS": "0",
             "LOG_LEVEL": "info",
             # One address asks for more fetches here than a person ever would.
             "FETCH_LIMIT_PER_CLIENT": "0",
             "FETCH_LIMIT_OVERALL": "0",
         }
 
-    def start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def start(self, module: str, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:
         """Run `python -m module` in the folder, where no `.env` is, its output in a file there."""
         with (self.folder / f"{module}.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
                 cwd=self.folder,
-                env={**self.environment, "PYTHONPATH": str(ROOT)},
+                env={**self.environment, "PYTHONPATH": str(ROOT), **variables},
                 stdout=log,
                 stderr=log,
             )
@@ -80,13 +81,35 @@ class Stack:
         await self._answers(f"http://127.0.0.1:{self.exchange_port}/api/v2/public/test")
         return process
 
-    async def start_api(self) -> subprocess.Popen[bytes]:
-        process = self.start("server")
-        await self._answers(f"http://127.0.0.1:{self.api_port}/livez")
+    async def start_api(self, port: int | None = None, **variables: str) -> subprocess.Popen[bytes]:
+        """On `api_port`, or on one that is another process's."""
+        port = port or self.api_port
+        process = self.start("server", **{**variables, "PORT": str(port)})
+        await self._answers(f"http://127.0.0.1:{port}/livez")
         return process
 
     def start_worker(self) -> subprocess.Popen[bytes]:
         return self.start("worker")
+
+    async def start_working(self) -> subprocess.Popen[bytes]:
+        """A worker that has said so."""
+        process = self.start_worker()
+
+        async def has_reported() -> bool:
+            async with self.redis() as redis:
+                return any(name.endswith(f":{process.pid}") for name in await select_live_workers(redis))
+
+        await self.wait_for(has_reported, "the worker has reported")
+        return process
+
+    async def first_fill(self) -> None:
+        """Wait until the past has been filled: thousands of prices, which those who follow would be given too."""
+        unfilled = "select count(*) from schedules where not first_fill_done"
+
+        async def is_filled() -> bool:
+            return await self.count("select count(*) from schedules") > 0 and await self.count(unfilled) == 0
+
+        await self.wait_for(is_filled, "the first fill")
 
     async def _answers(self, url: str) -> None:
         async with asyncio.timeout(START_SECONDS):

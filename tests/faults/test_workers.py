@@ -3,13 +3,15 @@
 import asyncio
 import signal
 import time
+from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 
 from tests.faults.conftest import IS_LONG, Report
 from tests.faults.history import check_history
-from tests.faults.stack import TICKERS, Stack
+from tests.faults.stack import TICKERS, Stack, open_stack
 
 
 async def test_worker_killed_in_mid_fetch(slow_stack: Stack, report: Report) -> None:
@@ -97,6 +99,38 @@ async def test_worker_paused_across_three_slots_while_another_runs(stack: Stack,
     assert paused.poll() is None
     assert other.poll() is None
     assert history.missing == 0, stack.logs()
+
+
+@pytest.mark.timeout(300)
+async def test_one_of_two_workers_killed_with_a_slot_in_hand(tmp_path: Path, report: Report) -> None:
+    """The other one looks half a slot later, and has the slot's price within the slot."""
+    rounds, interval = (10, 6) if IS_LONG else (1, 3)
+    async with open_stack(tmp_path, interval=interval) as stack:
+        victim, other = await asyncio.gather(stack.start_working(), stack.start_working())
+        await stack.start_api()
+        await stack.wait_for_prices(1)
+        await stack.switch("PUT", "faults/*", {"kind": "slow", "seconds": 0.3, "methods": ["get_index_price"]})
+        longest = 0.0
+        for _ in range(rounds):
+            await stack.wait_for_prices(1)
+            other.send_signal(signal.SIGSTOP)  # so that it is the victim which takes the next slot
+            before = await stack.switch("GET", "requests")
+
+            async def is_asked(before: Any = before) -> bool:
+                return bool((await stack.switch("GET", "requests"))["get_index_price"] != before["get_index_price"])
+
+            await stack.wait_for(is_asked, "a fetch is under way")
+            killed = time.monotonic()
+            victim.kill()
+            other.send_signal(signal.SIGCONT)
+            await stack.wait_for_prices(1)
+            longest = max(longest, time.monotonic() - killed)
+            victim, other = other, await stack.start_working()
+        if IS_LONG:
+            await stack.wait_until_whole(stack.current_slot())
+        history = await check_history(stack)
+        report(f"{rounds} x one of two workers kill -9 with a slot in hand", history, longest)
+        assert history.missing == 0, stack.logs()
 
 
 @pytest.mark.timeout(300)

@@ -47,6 +47,7 @@ async def run_api(settings: Settings, host: str = "127.0.0.1", **variables: str)
         "REDIS_URL": settings.redis_url,
         "HOST": host,
         "PORT": str(free_port()),
+        "DRAIN_SECONDS": "0",
         **variables,
     }
     with tempfile.TemporaryDirectory() as folder:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from arq.connections import ArqRedis
+from uvicorn.protocols.utils import ClientDisconnected
 from websockets.exceptions import InvalidStatus
 
+from server.protocol import SocketProtocol
 from server.sockets import Limits
 from shared.db import Pool
 from shared.settings import Settings
@@ -273,6 +275,22 @@ async def test_a_peer_that_does_not_answer_pings_is_let_go(settings: Settings, p
             assert await living.answer() == {"data": {"latestPrices": []}}
             dead.connection.transport.resume_reading()
             assert (await dead.closed())[0] == 1011
+
+
+async def test_a_send_to_a_peer_that_was_let_go_is_no_fault(settings: Settings, pool: Pool) -> None:
+    """An operation may be about to send when the socket is closed under it."""
+    async with serve_live(settings) as api:
+        api.server.config.ws_ping_interval = api.server.config.ws_ping_timeout = 0.2
+        async with api.socket() as dead:
+            dead.connection.transport.pause_reading()
+            [connection] = api.server.server_state.connections
+            assert isinstance(connection, SocketProtocol)
+            async with asyncio.timeout(20):
+                while not connection.close_sent:
+                    await asyncio.sleep(0.01)
+            with pytest.raises(ClientDisconnected):
+                await connection.send({"type": "websocket.send", "text": "late"})
+            dead.connection.transport.abort()
 
 
 async def test_a_shutdown_closes_sockets_and_streams_at_once(settings: Settings, pool: Pool) -> None:

@@ -1,0 +1,114 @@
+"""The exchange's clock, or our own, is stepped by half a minute while prices are collected."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import IS_LONG, Report
+from tests.faults.history import check_history
+from tests.faults.stack import TICKERS, Stack, open_stack
+
+STEP_SECONDS = 30
+INTERVAL = 6 if IS_LONG else 1
+"The chart heals a grid of six seconds; on one of a second it can be seen sooner what is not stored."
+SLOTS_EACH = 3 if IS_LONG else 1
+FAKETIME = os.environ.get("FAKETIME_LIBRARY") or next(
+    map(str, Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), ""
+)
+"Of Debian's package libfaketime: what gives a process another clock."
+OUTSIDE = ("REJECTED_VALUE", "CLOCK_OUTSIDE_SLOT: the exchange's clock is outside the slot")
+
+
+@pytest.fixture
+async def stepped(tmp_path: Path) -> AsyncIterator[Stack]:
+    async with open_stack(tmp_path, interval=INTERVAL) as stack:
+        yield stack
+
+
+async def requested(stack: Stack) -> None:
+    """A fetch on demand belongs to no slot: it is stored under the exchange's own clock, whatever that says."""
+    job = (await stack.graphql("mutation { fetchPrices { id } }"))["data"]["fetchPrices"]["id"]
+
+    async def is_done() -> bool:
+        answer = await stack.graphql(f'{{ fetchJob(id: "{job}") {{ status }} }}')
+        return bool(answer["data"]["fetchJob"]["status"] == "SUCCEEDED")
+
+    await stack.wait_for(is_done, "the fetch has succeeded")
+
+
+@pytest.mark.timeout(300)
+async def test_no_price_comes_under_a_wrong_slot_when_the_exchanges_clock_is_stepped(
+    stepped: Stack, report: Report
+) -> None:
+    stack = stepped
+    worker = stack.start_worker()
+    await stack.start_api()
+    await stack.wait_for_prices(2)
+    for offset in (STEP_SECONDS, -STEP_SECONDS, 0):
+        begun = stack.current_slot()
+        await stack.switch("PUT", "clock", {"offset_seconds": offset})
+        await requested(stack)
+        if offset:
+            await asyncio.sleep((SLOTS_EACH + 1) * INTERVAL)
+            for ticker in TICKERS:
+                told = {
+                    (gap["reason"], gap["detail"])
+                    for gap in (await stack.coverage(ticker, begun, stack.current_slot()))["gaps"]
+                }
+                assert OUTSIDE in told, (offset, told)
+    back = time.monotonic()
+    await stack.wait_for_prices(2)
+    recovered = time.monotonic() - back
+    end = stack.current_slot()
+    before = await check_history(stack, end)
+    assert before.reasons <= {OUTSIDE, ("NOT_COLLECTED", None)}
+    name, refused = f"exchange's clock +{STEP_SECONDS} s, then -{STEP_SECONDS} s", f"{before.missing} slots refused"
+    if IS_LONG:
+        recovered = await stack.wait_until_whole(end)
+        healed = await check_history(stack, end)
+        assert healed.missing == 0
+        report(name, healed, recovered, f"{refused}, then healed; none under a wrong slot")
+    else:
+        report(name, before, recovered, f"{refused}; none under a wrong slot")
+    assert worker.poll() is None
+
+
+@pytest.mark.skipif(not IS_LONG, reason="only in the long form: it takes as long as the clock is stepped by")
+@pytest.mark.skipif(not FAKETIME, reason="needs libfaketime, or FAKETIME_LIBRARY to say where that is")
+@pytest.mark.timeout(300)
+async def test_no_price_comes_under_a_wrong_slot_when_the_workers_clock_is_stepped(
+    stepped: Stack, report: Report, tmp_path: Path
+) -> None:
+    stack, offset_file = stepped, tmp_path / "offset"
+    offset_file.write_text("+0\n")
+    worker = stack.start(
+        "worker",
+        LD_PRELOAD=FAKETIME,
+        FAKETIME_TIMESTAMP_FILE=str(offset_file),
+        FAKETIME_NO_CACHE="1",
+        DONT_FAKE_MONOTONIC="1",
+    )
+    await stack.start_api()
+    await stack.wait_for_prices(2)
+    for offset in (STEP_SECONDS, -STEP_SECONDS, 0):
+        offset_file.write_text(f"{offset:+d}\n")
+        await asyncio.sleep((SLOTS_EACH + 1) * INTERVAL if offset else 0)
+    back = time.monotonic()
+    assert f"our clock differs from the exchange's by +{STEP_SECONDS}" in stack.logs()
+    # Jobs that ran ahead of their time are not run again: what they left out is healed.
+    await asyncio.sleep(STEP_SECONDS)
+    await stack.wait_for_prices(2)
+    end = stack.current_slot()
+    before = await check_history(stack, end)
+    recovered = time.monotonic() - back
+    await stack.wait_until_whole(end)
+    healed = await check_history(stack, end)
+    name = f"our clock +{STEP_SECONDS} s, then -{STEP_SECONDS} s"
+    missing = f"{before.missing} slots missing {STEP_SECONDS} s later"
+    report(name, healed, recovered, f"{missing}, then healed; none under a wrong slot")
+    assert healed.missing == 0
+    assert worker.poll() is None
