@@ -16,7 +16,7 @@ from arq.connections import ArqRedis
 
 from shared.db import Pool
 from shared.prices import Price, dump_price, insert_prices, load_price
-from shared.queue import enqueue_store_deferred
+from shared.queue import enqueue_store_deferred, execute_confirmed_if_possible
 from shared.schedules import GapReason, MissedSlot, insert_missed_slots
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,8 @@ async def defer(redis: ArqRedis, prices: Sequence[Price], missed: Sequence[Misse
     entries = {json.dumps({"price": dump_price(p)}, sort_keys=True): p.timestamp.timestamp() for p in prices}
     entries |= {json.dumps({"missed": _dump_missed(m)}, sort_keys=True): m.slot.timestamp() for m in missed}
     if entries:
-        await redis.zadd(_KEY, entries)
+        scored = [part for entry, score in entries.items() for part in (score, entry)]
+        await execute_confirmed_if_possible(redis, ("ZADD", _KEY, *scored))
         await enqueue_store_deferred(redis, after_seconds=_FIRST_ATTEMPT_SECONDS)
 
 

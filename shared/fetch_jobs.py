@@ -19,7 +19,7 @@ from arq.constants import default_queue_name, job_key_prefix
 from arq.jobs import serialize_job
 
 from shared.prices import Price, dump_price, load_price
-from shared.queue import FETCH_PRICES, serialize
+from shared.queue import FETCH_PRICES, Unconfirmed, execute_confirmed, execute_confirmed_if_possible, serialize
 from shared.rate_limit import TAKE, Limit, arguments, refusal
 
 KEEP_FINISHED_SECONDS = 3600
@@ -93,14 +93,15 @@ def is_job_id(text: str) -> bool:
 async def enqueue_fetch_prices(redis: ArqRedis, tickers: Sequence[str], limits: Sequence[Limit] = ()) -> FetchJob:
     """Ask for these tickers now. While the same fetch is queued or running, answers that one.
 
-    Raises `RateLimited` where a new one is not within the limits, and counts nothing then.
+    Raises `RateLimited` where a new one is not within the limits, and counts nothing then; `Unconfirmed` where it might
+    be lost with its server, though it may be run all the same.
     """
     tickers = sorted(tickers)
     job_id = uuid.uuid4().hex
     now = time.time_ns()
     arq_job = serialize_job(FETCH_PRICES, (tickers,), {}, None, now // 1_000_000, serializer=serialize)
     keys, most = arguments(limits)
-    answered: bytes | list[int] = await redis.execute_command(
+    enqueue = (
         "EVAL",
         _ENQUEUE,
         4 + len(keys),
@@ -119,11 +120,14 @@ async def enqueue_fetch_prices(redis: ArqRedis, tickers: Sequence[str], limits: 
         job_key_prefix,
         *most,
     )
+    answered: bytes | list[int]
+    [answered] = await execute_confirmed(redis, enqueue)
     if isinstance(answered, list):
         wait, last = answered
         raise refusal(limits[last - 1], wait)
     job = await select_fetch_job(redis, answered.decode())
-    assert job is not None  # noqa: S101  it was written, or found, a moment ago
+    if job is None:  # written, or found, a moment ago: this is another master, which has not heard of it
+        raise Unconfirmed("the fetch is not known to the master of now")
     return job
 
 
@@ -136,6 +140,8 @@ async def select_fetch_job(redis: ArqRedis, job_id: str) -> FetchJob | None:
     if not raw:
         return None
     record = {name.decode(): json.loads(value) for name, value in raw.items()}
+    if "enqueued_at" not in record:  # a worker had it from a master that was lost with it, before anybody was told
+        return None
     failures = [FetchFailure(**failure) for failure in record.get("failures", [])]
     if "finished_at" not in record and not queued:
         # arq gave up on it: every worker that took it died, or it waited for a day.
@@ -181,11 +187,13 @@ async def finish_fetch_job(
         "failures": json.dumps([asdict(failure) for failure in failures]),
         "finished_at": time.time_ns() // 1000,
     }
-    async with redis.pipeline(transaction=True) as pipe:
-        pipe.hset(_key(job_id), mapping=record)
-        pipe.expire(_key(job_id), KEEP_FINISHED_SECONDS)
-        pipe.publish(CHANGES, job_id)
-        await pipe.execute()
+    # Confirmed, because arq forgets the job next: known to the old master only, the fetch would look given up.
+    await execute_confirmed_if_possible(
+        redis,
+        ("HSET", _key(job_id), *(part for pair in record.items() for part in pair)),
+        ("EXPIRE", _key(job_id), KEEP_FINISHED_SECONDS),
+        ("PUBLISH", CHANGES, job_id),
+    )
 
 
 def _status(record: dict[str, Any], prices: Sequence[Price], failures: Sequence[FetchFailure]) -> FetchStatus:

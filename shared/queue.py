@@ -4,25 +4,26 @@ Jobs are JSON on both sides: with arq's pickle, whoever can write to Redis could
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 
 from arq.connections import ArqRedis
 from arq.jobs import Job
-from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.db import describe
 from shared.errors import QueueUnavailable
+from shared.sentinel import MasterPool, open_pool
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,11 @@ STORE_DEFERRED = "store_deferred"
 
 DEADLINE_SECONDS = 1.4
 "A client is promised an answer within 2 s when Redis is away or hangs."
+
+CONFIRM_SECONDS = 0.5
+"How long a replica has to confirm what a master that can be replaced was told."
+
+_CONFIRM_AGAIN_SECONDS = (1.0, 2.0)
 
 _WORKERS = "workers"
 LIVE_WORKER_SECONDS = 15.0
@@ -59,19 +65,19 @@ async def open_redis(settings: Settings, *, retries: int, timeout: float = DEADL
     `timeout`: seconds that one reply may take.
     """
     # Not arq's own settings: they leave %-escapes in a password as they are, and connect at once or not at all.
-    pool = ConnectionPool.from_url(
+    async with open_pool(
         settings.redis_url,
         socket_connect_timeout=1,
         socket_timeout=timeout,
         health_check_interval=15,
         retry=Retry(ExponentialBackoff(cap=2, base=0.1), retries),
         retry_on_error=[RedisConnectionError, RedisTimeoutError, OSError],
-    )
-    redis = ArqRedis(pool, job_serializer=serialize, job_deserializer=deserialize)
-    try:
-        yield redis
-    finally:
-        await redis.aclose(close_connection_pool=True)
+    ) as pool:
+        redis = ArqRedis(pool, job_serializer=serialize, job_deserializer=deserialize)
+        try:
+            yield redis
+        finally:
+            await redis.aclose(close_connection_pool=True)
 
 
 async def within_deadline(command: Coroutine[Any, Any, T]) -> T:
@@ -89,6 +95,45 @@ async def within_deadline(command: Coroutine[Any, Any, T]) -> T:
         raise QueueUnavailable("The job queue is unavailable; try again shortly.") from error
     finally:
         task.cancel()
+
+
+class Unconfirmed(RedisConnectionError):
+    """Written, but by no replica: should the master be replaced now, it would be lost."""
+
+
+async def execute_confirmed(redis: ArqRedis, *commands: Sequence[Any]) -> list[Any]:
+    """Run commands one after the other; their answers. Behind sentinels, not before a replica has what they wrote.
+
+    They may be run twice. Raises `Unconfirmed`, and then they have been run all the same.
+    """
+    is_replicated = isinstance(redis.connection_pool, MasterPool)
+    async with redis.pipeline(transaction=False) as pipe:
+        for command in commands:
+            pipe.execute_command(*command)
+        if is_replicated:
+            # WAIT is about what its own connection wrote; the commands may have found all written before.
+            pipe.execute_command("INCR", "confirmations")
+            pipe.execute_command("WAIT", 1, round(CONFIRM_SECONDS * 1000))
+        answers = await pipe.execute(raise_on_error=False)
+    for answer in answers:
+        if isinstance(answer, ResponseError):
+            raise answer
+    if is_replicated and not answers[-1]:
+        raise Unconfirmed("no replica has confirmed what was written")
+    return answers[: len(commands)]
+
+
+async def execute_confirmed_if_possible(redis: ArqRedis, *commands: Sequence[Any]) -> None:
+    """As `execute_confirmed`, more than once, for what is better kept by one server than by none."""
+    for pause in _CONFIRM_AGAIN_SECONDS:
+        try:
+            await execute_confirmed(redis, *commands)
+            return
+        except Unconfirmed as error:
+            logger.warning("%s", error)
+        await asyncio.sleep(pause)  # by then the sentinels may name another master
+    with contextlib.suppress(Unconfirmed):
+        await execute_confirmed(redis, *commands)
 
 
 async def enqueue_store_deferred(redis: ArqRedis, *, after_seconds: float) -> None:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from shared.redis_url import SENTINEL_URL_RULE, is_sentinel_url, parse_sentinel_url
 from shared.tokens import TOKEN_RULE, read_token_file, split_tokens
 
 TICKER_PATTERN = re.compile(r"[a-z0-9-]+_[a-z0-9]+")
@@ -19,7 +20,7 @@ MAX_TICKER_LENGTH = 64
 
 _ACCEPTED = {
     "DATABASE_URL": "postgresql://user:password@host:5432/database (postgresql+asyncpg:// works too)",
-    "REDIS_URL": "redis://[:password@]host:6379/0 or rediss://…",
+    "REDIS_URL": f"redis://[:password@]host:6379/0 or rediss://…; {SENTINEL_URL_RULE}",
     "DERIBIT_BASE_URL": "an http(s) URL such as https://www.deribit.com/api/v2",
     "TICKERS": "comma-separated index names such as btc_usd,eth_usd",
     "FETCH_INTERVAL_SECONDS": "a divisor of 60, or a multiple of 60 that divides 3600",
@@ -88,6 +89,9 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_url(cls, value: str) -> str:
+        if is_sentinel_url(value.strip()):
+            parse_sentinel_url(value.strip())
+            return value.strip()
         parts = urlsplit(value.strip())
         host = parts.netloc.rpartition("@")[2]
         if parts.scheme not in {"redis", "rediss"} or not host or not re.fullmatch(r"/?\d*", parts.path):
@@ -235,6 +239,7 @@ def _masked(name: str, value: Any) -> str:
     text = ",".join(value) if isinstance(value, tuple) else str(value)
     if name.endswith("_URL"):
         # Between the user's name and the last @, and in a parameter: wherever a password may stand, well-formed or not.
+        # The parameter first, for it may have an @; that is left, so that what is before it counts as a password too.
+        text = re.sub(r"(password=)(?:[^&]*(@))?[^&]*", r"\1***\2", text, flags=re.IGNORECASE)
         text = re.sub(r"^((?:[\w+.-]*:)?//[^/@:]*|[^/@:]*):.*@", r"\1:***@", text)
-        text = re.sub(r"(password=)[^&]*", r"\1***", text, flags=re.IGNORECASE)
     return text

@@ -1,12 +1,16 @@
 """What every job of a worker is given, opened once per process."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import arq
 import httpx
 from arq.connections import ArqRedis
+from redis.exceptions import RedisError
 
 from shared.db import Pool
 from shared.grid import slot_of
@@ -14,6 +18,9 @@ from shared.schedules import insert_schedules
 from shared.settings import Settings
 from worker.deribit import CONCURRENCY
 from worker.metrics import Metrics
+
+GIVE_BACK_SECONDS = 18.0
+"Short of the time after which arq would end the job, for good."
 
 
 @dataclass
@@ -55,3 +62,13 @@ def worker_of(ctx: dict[str, Any]) -> Worker:
     """arq hands every job a dictionary; ours holds one thing."""
     worker: Worker = ctx["worker"]
     return worker
+
+
+@asynccontextmanager
+async def given_back_without_redis() -> AsyncIterator[None]:
+    """A job that loses Redis is run again when it is back. To arq any other error, or too long a wait, is its end."""
+    try:
+        async with asyncio.timeout(GIVE_BACK_SECONDS):
+            yield
+    except (RedisError, OSError) as error:
+        raise arq.Retry(defer=1) from error

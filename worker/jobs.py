@@ -23,7 +23,7 @@ from shared.prices import Price, PriceSource, insert_prices, select_observed_tic
 from shared.queue import select_slot_result
 from shared.schedules import GapReason, MissedSlot, insert_missed_slots
 from worker import deribit
-from worker.context import Worker, worker_of
+from worker.context import Worker, given_back_without_redis, worker_of
 from worker.deribit import Observation
 from worker.deribit_errors import DeribitError
 from worker.deribit_errors import Retry as ExchangeRetry
@@ -54,7 +54,8 @@ async def fetch_prices(ctx: dict[str, Any], tickers: list[str] | None = None) ->
     """
     worker = worker_of(ctx)
     if tickers is not None:
-        await _fetch_requested(worker, ctx["job_id"], tickers)
+        async with given_back_without_redis():
+            await _fetch_requested(worker, ctx["job_id"], tickers)
         return []
     return await _fetch_slot(worker, _slot(ctx["job_id"], worker.interval), worker.settings.tickers)
 

@@ -1,12 +1,15 @@
 """A fetch that somebody asks for, from the queue through a real worker to its outcome."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import arq
 import pytest
 from arq.connections import ArqRedis
 
+from shared.embedded import free_port
 from shared.fetch_jobs import (
     KEEP_FINISHED_SECONDS,
     FetchFailure,
@@ -19,9 +22,12 @@ from shared.fetch_jobs import (
 )
 from shared.grid import from_microseconds
 from shared.prices import Price, PriceSource
+from shared.queue import open_redis
+from shared.settings import Settings
 from tests.integration.examples import example_price, select_all_prices
 from worker.__main__ import create_worker
 from worker.context import Worker
+from worker.jobs import fetch_prices
 from worker.simulator import Simulator
 from worker.simulator_faults import Fault
 
@@ -226,3 +232,30 @@ async def test_a_clock_far_ahead_would_be_the_newest_price_for_as_long(worker: W
     assert done is not None
     assert [failure.code for failure in done.failures] == ["CLOCK_AHEAD"]
     assert await select_all_prices(worker.pool) == []
+
+
+async def test_a_fetch_that_redis_no_longer_knows_to_run_is_not_run_beside_itself(
+    worker: Worker, simulator: Simulator
+) -> None:
+    """As on a replica that has become the master without having heard of it."""
+    simulator.faults.put("*", Fault("slow", None, 1))
+    job = await enqueue_fetch_prices(worker.redis, ["btc_usd"])
+    running = asyncio.create_task(run_queued(worker))
+    async with asyncio.timeout(20):
+        while not await worker.redis.delete(f"arq:in-progress:{job.id}"):
+            await asyncio.sleep(0.01)
+        assert await running == 1
+    assert dict(simulator.requests) == {("get_index_price", "btc_usd"): 1}
+
+
+async def test_a_fetch_that_loses_redis_is_given_back(worker: Worker, settings: Settings) -> None:
+    nowhere = settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{free_port()}"})
+    async with open_redis(nowhere, retries=0) as away:
+        with pytest.raises(arq.Retry):
+            await fetch_prices({"worker": replace(worker, redis=away), "job_id": "0" * 32}, ["btc_usd"])
+
+
+async def test_what_only_a_worker_has_noted_is_no_fetch(redis: ArqRedis) -> None:
+    """The rest of its record was lost with a master, before anybody was told of it."""
+    await start_fetch_job(redis, "0" * 32)
+    assert await select_fetch_job(redis, "0" * 32) is None
