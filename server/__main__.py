@@ -8,9 +8,10 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Callable
 from socket import socket
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -20,6 +21,7 @@ from server.connections import (
     KEEP_ALIVE_SECONDS,
     MAX_CONNECTIONS,
     HttpProtocol,
+    accept_more,
     cut_off_slow,
     cut_off_unread_streams,
     make_room_for_connections,
@@ -70,6 +72,9 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        protocol = cast(Callable[..., asyncio.Protocol], self.config.http_protocol_class)
+        options = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
+        self.servers += await accept_more(self.servers, functools.partial(protocol, **options))
 
     async def on_tick(self, counter: int) -> bool:
         if counter % TICKS_A_SECOND == 0:

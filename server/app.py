@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from server.access import Access
+from server.admission import Admission
 from server.execution import NO_SNIFFING, PlannedExecution
 from server.graphql import GraphQLView
 from server.health import livez, readyz
@@ -49,6 +50,7 @@ class State(TypedDict):
     settings: Settings
     access: Access
     live: Live
+    admission: Admission
     streams: Streams
     metrics: Metrics
     closing: asyncio.Event
@@ -77,6 +79,7 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
                 "settings": settings,
                 "access": access,
                 "live": live,
+                "admission": Admission(pool),
                 "streams": streams,
                 "metrics": counted,
                 "closing": closing,

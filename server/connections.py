@@ -4,10 +4,13 @@ uvicorn waits as long as a client likes, and its parser takes headers of any len
 request: once a second all connections are looked at.
 """
 
+import asyncio
 import logging
+import os
 import resource
+import socket
 from asyncio import BaseTransport, Transport
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from uvicorn._types import ASGI3Application
@@ -17,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 6000
 "Of one process, WebSockets included, of which there may be 5,000 (see `Limits` in server/sockets.py)."
+ACCEPTS_A_TURN = 32
+BACKLOG = 2048
 MAX_HEADER_BYTES = 64 * 1024
 MAX_REQUEST_BYTES = 1024 * 1024
 "Of a request that nobody has read to its end: a body of 128 KiB is refused by the view, but trailers have no end."
@@ -160,6 +165,23 @@ class HttpProtocol(HttpToolsProtocol):
                 b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (STATUS_LINE[status], len(reason), reason)
             )
             self.transport.close()
+
+
+async def accept_more(
+    servers: Iterable[asyncio.AbstractServer], protocol: Callable[[], asyncio.Protocol]
+) -> list[asyncio.Server]:
+    """The same listening sockets, each several times over.
+
+    uvloop accepts one connection of each socket whenever the loop goes round. Where that takes long, new connections
+    would wait before the door, where nobody sees them and nobody can be refused.
+    """
+    loop = asyncio.get_running_loop()
+    return [
+        await loop.create_server(protocol, sock=socket.socket(fileno=os.dup(listening.fileno())), backlog=BACKLOG)
+        for server in servers
+        for listening in cast(asyncio.Server, server).sockets
+        for _ in range(ACCEPTS_A_TURN - 1)
+    ]
 
 
 def cut_off_slow(connections: Iterable[object], now: float) -> None:

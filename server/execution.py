@@ -15,22 +15,25 @@ from graphql import GraphQLError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.access import is_authenticated
+from server.admission import RETRY_SECONDS, busy
 from server.context import Context
 from server.errors import public_error
 from server.graphql import MAX_BODY_BYTES
-from server.metrics import OK, Metrics
+from server.metrics import OK, REFUSED, Metrics
 from server.negotiation import EVENT_STREAM, is_json, response_type
 from server.planning import Plan, Planner, Unplanned
 from server.schema import Schema
 from server.sharing import SharedStatement
 from server.turns import LONG, Turns
-from shared.errors import StorageUnavailable
+from shared.errors import RateLimited, StorageUnavailable
 
 KNOWN_REQUESTS = 256
 KNOWN_BYTES = 2048
 "Of a request that is kept."
 MAX_LEVELS = 200
 "Of a request's JSON, at most: it is brackets that are counted."
+
+_BUSY = json.dumps({"errors": [GraphQLError(str(busy()), original_error=busy()).formatted]}).encode()
 
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 _VARY = (b"vary", b"Accept")
@@ -62,6 +65,10 @@ class PlannedExecution:
             message, body = await _read_on(message, receive)
         if message["type"] == "http.disconnect":
             return
+        admission = scope["state"]["admission"]
+        if admission.is_full():
+            await self._send_busy(send, media_type)
+            return
         try:
             if len(body) > MAX_BODY_BYTES:
                 raise Unplanned
@@ -70,11 +77,21 @@ class PlannedExecution:
             answer = await self._answer(scope["state"], body)
         except Unplanned:
             self._metrics.unplanned += 1
+            if admission.is_full_for_work():  # before Starlette's layers, which cost more than to say so
+                await self._send_busy(send, media_type)
+                return
             await self._app(scope, _replay({**message, "body": body}, receive), send)
             return
         headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(answer)), NO_SNIFFING, _VARY]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
+
+    async def _send_busy(self, send: Send, media_type: bytes) -> None:
+        self._metrics.ended(REFUSED, RateLimited.code)
+        headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(_BUSY)), NO_SNIFFING, _VARY]
+        headers.append((b"retry-after", b"%d" % RETRY_SECONDS))
+        await send({"type": "http.response.start", "status": 503, "headers": headers})
+        await send({"type": "http.response.body", "body": _BUSY})
 
     async def _answer(self, state: Any, body: bytes) -> bytes:
         began = perf_counter()
@@ -84,6 +101,8 @@ class PlannedExecution:
             request = self._learn(state, body)
         else:
             self._metrics.plan_hits += 1
+        admission = state["admission"]
+        admission.under_way += 1
         try:
             answer = await request.statement.answer(state["pool"])
         except StorageUnavailable as error:
@@ -91,6 +110,8 @@ class PlannedExecution:
             return _refused(request.plan, error)
         except asyncpg.PostgresError as error:  # a fault of ours, which Strawberry's path meets, masks and logs
             raise Unplanned from error
+        finally:
+            admission.under_way -= 1
         self._metrics.answered(request.plan.label, OK, began)
         return answer
 

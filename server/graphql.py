@@ -28,7 +28,7 @@ from server.negotiation import EVENT_STREAM, GRAPHQL_RESPONSE, JSON, is_json, re
 from server.schema import Schema
 from server.sse import event_stream
 from server.turns import Turns
-from shared.errors import BadUserInput, ServiceError, Unauthenticated
+from shared.errors import BadUserInput, RateLimited, ServiceError, Unauthenticated
 
 MAX_BODY_BYTES = 128 * 1024
 "A document has 20,000 characters; a million bytes of variables would be looked at for a second, and nothing else."
@@ -91,22 +91,22 @@ class GraphQLView:
             context.require_token_for_reads()
             parameters = await _read_body(request) if request.method == "POST" else _read_url(request)
             await self._turns.take(len(parameters.query))
-            _refuse_operation(parameters.operation_type, request.method, media_type)
             if media_type is EVENT_STREAM:
+                _refuse_operation(parameters.operation_type, request.method, media_type)
                 return self._stream(request, context, parameters)
-            return await self._execute(context, parameters, media_type)
+            with request.state.admission.work():
+                _refuse_operation(parameters.operation_type, request.method, media_type)
+                return await self._execute(context, parameters, media_type)
         except Refused as refused:
             self._metrics.answered(REFUSED, BadUserInput.code, began)
-            response = _json_response({"errors": [_bad_input(str(refused)).formatted]}, refused.status, media_type)
-            if refused.allow:
-                response.headers["Allow"] = refused.allow
-            return response
+            headers = {"Allow": refused.allow} if refused.allow else {}
+            return _refusal(BadUserInput(str(refused)), refused.status, media_type, headers)
         except Unauthenticated as error:
             self._metrics.answered(REFUSED, error.code, began)
-            refusal = GraphQLError(str(error), original_error=error)
-            response = _json_response({"errors": [refusal.formatted]}, 401, media_type)
-            response.headers["WWW-Authenticate"] = "Bearer"
-            return response
+            return _refusal(error, 401, media_type, {"WWW-Authenticate": "Bearer"})
+        except RateLimited as error:  # of all requests: a fetch's own limit is an error of its field
+            self._metrics.ended(REFUSED, error.code)  # a time of nothing would flatter all the others
+            return _refusal(error, 503, media_type, {"Retry-After": str(error.retry_after)})
 
     async def _execute(self, context: Context, parameters: Parameters, media_type: bytes) -> Response:
         began = perf_counter()
@@ -118,7 +118,7 @@ class GraphQLView:
                 operation_name=parameters.operation_name,
             )
         except CannotGetOperationTypeError as error:
-            result = ExecutionResult(None, [_bad_input(error.as_http_error_reason())])
+            result = ExecutionResult(None, [_as_graphql(BadUserInput(error.as_http_error_reason()))])
         operation = operation_of(parameters.query, parameters.operation_name, result.errors)
         self._metrics.answered(operation, code_of(result.errors), began)
         answer = process_result(result)
@@ -129,7 +129,9 @@ class GraphQLView:
     def _stream(self, request: Request, context: Context, parameters: Parameters) -> Response:
         """Errors of GraphQL's come as an event here: a browser's `EventSource` shows nothing of another status."""
         streams, closing = request.state.streams, request.state.closing
-        answers = streams.answers(context, parameters.query, parameters.variables, parameters.operation_name)
+        answers = streams.answers(
+            context, parameters.query, parameters.variables, parameters.operation_name, request.state.admission
+        )
         return event_stream(answers, closing)
 
 
@@ -150,6 +152,12 @@ def _json_response(answer: object, status: int, media_type: bytes | None) -> Res
     return response
 
 
+def _refusal(error: ServiceError, status: int, media_type: bytes | None, headers: dict[str, str]) -> Response:
+    response = _json_response({"errors": [_as_graphql(error).formatted]}, status, media_type)
+    response.headers.update(headers)
+    return response
+
+
 def read_json(data: str | bytes) -> object:
     """Raises `json.JSONDecodeError` for whatever is no JSON in UTF-8."""
     try:
@@ -166,8 +174,8 @@ def _refuse_constant(name: str) -> NoReturn:
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
-def _bad_input(message: str) -> GraphQLError:
-    return GraphQLError(message, original_error=BadUserInput(message))
+def _as_graphql(error: ServiceError) -> GraphQLError:
+    return GraphQLError(str(error), original_error=error)
 
 
 def _is_request_error(result: ExecutionResult) -> bool:

@@ -190,7 +190,7 @@ class Socket:
         context = Context(
             state["pool"], state["redis"], state["settings"], self.is_authenticated, state["live"], client=self._client
         )
-        answers = self._streams.answers(context, query, variables, operation_name)
+        answers = self._streams.answers(context, query, variables, operation_name, state["admission"])
         task = asyncio.create_task(self._operate(key, answers))
         self._operations[key] = task
         self._running.add(task)

@@ -26,6 +26,7 @@ from graphql import (
     specified_rules,
 )
 
+from server.admission import Admission
 from server.context import Context
 from server.errors import public_error, without_suggestions
 from server.limits import load_document, validate
@@ -33,7 +34,7 @@ from server.live import TooSlow
 from server.metrics import OK, TOO_SLOW, Metrics, code_of, operation_of
 from server.schema import Schema
 from server.turns import Turns
-from shared.errors import ServiceError
+from shared.errors import RateLimited, ServiceError
 from shared.prices import Price
 
 MAX_KEPT_CHARACTERS = 8_000_000
@@ -65,7 +66,12 @@ class Streams:
         self._characters = 0
 
     async def answers(
-        self, context: Context, query: str, variables: dict[str, Any] | None, operation_name: str | None
+        self,
+        context: Context,
+        query: str,
+        variables: dict[str, Any] | None,
+        operation_name: str | None,
+        admission: Admission,
     ) -> AsyncGenerator[str]:
         """Raises `Refused` instead of the first one, `TooSlow` where a follower has fallen too far behind."""
         await self._turns.take(len(query))
@@ -74,7 +80,12 @@ class Streams:
             raise self._refused(context, query, operation_name, errors)
         operation = get_operation_ast(document, operation_name)
         if operation is not None and operation.operation is not OperationType.SUBSCRIPTION:
-            yield await self._answer(context, query, variables, operation_name)
+            try:
+                with admission.work():
+                    answer = await self._answer(context, query, variables, operation_name)
+            except RateLimited as error:
+                raise Refused([GraphQLError(str(error), original_error=error)]) from error
+            yield answer
             return
         executor = Executor.build(
             self._schema._schema,

@@ -6,7 +6,7 @@ ServiceError
 ├── PriceStale          older than the caller allows
 ├── QueryTooComplex     more rows asked for than one request may
 ├── Unauthenticated     without the right token, where one is needed
-├── RateLimited         more fetches asked for than are made in a minute
+├── RateLimited         more asked for than is done in a minute, or at a time
 ├── StorageUnavailable  PostgreSQL is away
 └── QueueUnavailable    Redis is away
 

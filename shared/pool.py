@@ -44,7 +44,10 @@ class Pool:
         self._open = 0
         self._idle: list[tuple[Connection, float]] = []
         self._lent: dict[Connection, float] = {}
-        self._waiting: deque[tuple[asyncio.Future[Connection | None], float]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[Connection | None], float, float]] = deque()
+        "With the deadline, and since when."
+        self.waited = 0.0
+        "Seconds that the first in line has waited, as of the last look at the deadlines."
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._settling: set[asyncio.Task[None]] = set()
         self.waits = 0
@@ -82,7 +85,7 @@ class Pool:
         """Those in use are closed when they are given back."""
         self._size = 0
         idle, self._idle = self._idle, []
-        for future, _ in self._waiting:
+        for future, _, _ in self._waiting:
             if not future.done():
                 future.set_exception(asyncpg.InterfaceError(_CLOSED))
         for connection, _ in idle:
@@ -152,7 +155,7 @@ class Pool:
     async def _wait(self, deadline: float) -> Connection | None:
         """The next connection that is given back; `None` when there may be room for a new one."""
         future: asyncio.Future[Connection | None] = self._loop.create_future()
-        self._waiting.append((future, deadline))
+        self._waiting.append((future, deadline, time.monotonic()))
         self.waits += 1
         self._watch()
         try:
@@ -169,7 +172,7 @@ class Pool:
     def _wake(self, connection: Connection | None) -> bool:
         """Answers whether somebody was waiting."""
         while self._waiting:
-            future, deadline = self._waiting.popleft()
+            future, deadline, _ = self._waiting.popleft()
             if not future.done():
                 if connection is not None:
                     self._lend(connection, deadline)
@@ -191,11 +194,12 @@ class Pool:
             logger.warning("PostgreSQL did not answer in time, a connection is closed")
             connection.terminate()
             self.cut_off += 1
-        for future, deadline in self._waiting:
+        for future, deadline, _ in self._waiting:
             if deadline <= now and not future.done():
                 future.set_exception(TimeoutError())
                 self.waits_in_vain += 1
         self._waiting = deque(waiting for waiting in self._waiting if not waiting[0].done())
+        self.waited = now - self._waiting[0][2] if self._waiting else 0.0
         self._sweep_timer = None
         if self._lent or self._waiting:
             self._watch()

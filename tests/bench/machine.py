@@ -86,6 +86,11 @@ def busy_seconds() -> float:
     return sum(map(int, (user, nice, system, irq, softirq, steal))) * TICK_SECONDS
 
 
+def kept_seconds(pid: int) -> float:
+    """How long its main thread could have run, and something else had the core."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+
+
 def rss_mib(root: int) -> float:
     return sum(_resident_kib(pid) for pid in tree(root)) / 1024
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 from strawberry.http import process_result
 
+from server.admission import Admission
 from server.context import Context
 from server.execution import PlannedExecution
 from server.graphql import MAX_BODY_BYTES
@@ -45,7 +46,12 @@ class Api:
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             context = self.context
-            scope["state"] = {"pool": context.pool, "redis": context.redis, "settings": context.settings}
+            scope["state"] = {
+                "pool": context.pool,
+                "redis": context.redis,
+                "settings": context.settings,
+                "admission": Admission(context.pool),
+            }
             await self.planned(scope, receive, send)
 
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api.test")

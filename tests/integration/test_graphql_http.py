@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from strawberry.extensions import SchemaExtension
 from strawberry.schema.config import StrawberryConfig
 
+from server.admission import Admission
 from server.context import Context
 from server.graphql import GraphQLView
 from server.scalars import SCALARS
@@ -110,6 +111,7 @@ async def test_a_fault_of_ours_is_not_said_to_be_the_clients(context: Context, m
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         state = {"pool": context.pool, "redis": context.redis, "settings": context.settings, "live": None}
+        state["admission"] = Admission(context.pool)
         await view({**scope, "state": state}, receive, send)
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api.test") as http:

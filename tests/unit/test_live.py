@@ -6,12 +6,14 @@ from typing import Any, cast
 
 import pytest
 
+from server.admission import Admission
 from server.context import Context
 from server.live import PriceFeed
 from server.schema import schema
 from server.streams import MAX_SHARED_CHARACTERS, Streams
 from shared.announcements import Position, Stored
 from shared.grid import EPOCH
+from shared.pool import Pool
 from shared.prices import Price, PriceSource
 from shared.settings import Settings, load_settings
 
@@ -55,7 +57,8 @@ class Live:
 
 async def answers(streams: Streams, settings: Settings, query: str, variables: dict[str, Any] | None) -> list[str]:
     context = Context(cast(Any, None), cast(Any, None), settings, live=cast(Any, Live()))
-    return [answer async for answer in streams.answers(context, query, variables, None)]
+    admission = Admission(Pool(cast(Any, None), 1))
+    return [answer async for answer in streams.answers(context, query, variables, None, admission)]
 
 
 async def test_what_is_asked_at_length_is_answered_and_not_kept(settings: Settings) -> None:

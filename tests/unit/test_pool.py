@@ -149,3 +149,16 @@ async def test_leaving_closes_what_is_idle_and_what_comes_back() -> None:
     assert lent.is_closed()
     with pytest.raises(asyncpg.InterfaceError):
         await pool.take(in_seconds(5))
+
+
+async def test_how_long_the_first_in_line_has_waited() -> None:
+    pool = pool_of(1)
+    connection = await pool.take(in_seconds(60))
+    waiting = asyncio.create_task(pool.take(in_seconds(60)))
+    async with asyncio.timeout(20):
+        while pool.waited < 0.1:
+            await asyncio.sleep(0.01)
+        pool.give_back(connection)
+        pool.give_back(await waiting)
+        while pool.waited:
+            await asyncio.sleep(0.01)
