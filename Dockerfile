@@ -21,12 +21,13 @@ FROM base AS builder
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 RUN python -m pip install --no-cache-dir uv==0.13.9 && python -m venv --without-pip /opt/venv
 
-# Exactly [project].dependencies and what they need. The lock also holds the extras, so it constrains instead of being
-# installed: a version or a file that is not in it, with its hash, is refused. Wheels only: nothing is compiled here.
+# Exactly [project].dependencies, the extra `traces`, which only a variable brings to life, and what they need. The lock
+# holds the other extras too, so it constrains instead of being installed: a version or a file that is not in it, with
+# its hash, is refused. Wheels only: nothing is compiled here.
 WORKDIR /build
 COPY pyproject.toml requirements.lock ./
 RUN uv pip install --python /opt/venv/bin/python --no-cache --compile-bytecode --only-binary :all: \
-        --require-hashes --constraints requirements.lock --requirements pyproject.toml
+        --require-hashes --constraints requirements.lock --requirements pyproject.toml --extra traces
 
 # Compiled now because the running container cannot write; by hash, because file times differ between builds.
 WORKDIR /app

@@ -80,7 +80,7 @@ sbom:
 	$(PYTHON) -m venv "$$made/tools"; $(PYTHON) -m venv --without-pip "$$made/runtime"; \
 	"$$made/tools/bin/python" -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0 uv==0.13.9; \
 	"$$made/tools/bin/uv" pip install --quiet --python "$$made/runtime/bin/python" --only-binary :all: \
-		--require-hashes --constraints requirements.lock --requirements pyproject.toml; \
+		--require-hashes --constraints requirements.lock --requirements pyproject.toml --extra traces; \
 	"$$made/tools/bin/cyclonedx-py" environment --pyproject pyproject.toml --output-reproducible \
 		--output-file sbom/python.cdx.json "$$made/runtime/bin/python"; \
 	mkdir "$$made/pages"; cp server/web/package.json server/web/package-lock.json "$$made/pages"; cd "$$made/pages"; \

@@ -27,6 +27,7 @@ from server.connections import (
     make_room_for_connections,
 )
 from server.protocol import LINGER_SECONDS, SocketProtocol
+from server.request_ids import add_request_id
 from shared.log import configure_logging
 from shared.settings import SettingsError, load_settings
 
@@ -147,7 +148,7 @@ def main() -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
-    configure_logging(settings)
+    configure_logging(settings, add_request_id)
     app = create_app(settings)
     server = create_server(app, settings.host, settings.port, make_room_for_connections(), settings.drain_seconds)
     with contextlib.suppress(KeyboardInterrupt):

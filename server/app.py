@@ -24,6 +24,7 @@ from server.health import livez, readyz
 from server.live import Live, open_live
 from server.metrics import CountedSockets, Metrics
 from server.pages import GraphiQLInBrowsers, Pages
+from server.request_ids import RequestIds
 from server.schema import schema
 from server.scrape import metrics
 from server.sockets import Limits, Sockets
@@ -31,6 +32,7 @@ from server.streams import Streams
 from shared.db import DEADLINE_SECONDS, Pool, create_pool
 from shared.queue import open_redis
 from shared.settings import Settings
+from shared.traces import open_traces
 
 POOL_SIZE = 10
 STATEMENT_SECONDS = DEADLINE_SECONDS + 0.3
@@ -69,6 +71,7 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
     async def lifespan(_: Starlette) -> AsyncIterator[State]:
         pages.warn_when_missing()
         async with (
+            open_traces(settings, "api"),
             create_pool(settings, name="server", size=POOL_SIZE, statement_seconds=STATEMENT_SECONDS) as pool,
             open_redis(settings, retries=REDIS_RETRIES) as redis,
             open_live(settings, redis, limits.prices_behind) as live,
@@ -89,8 +92,8 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
         CORSMiddleware,
         allow_origins=settings.cors_origins,
         allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type", "Accept"],
-        expose_headers=["ETag"],
+        allow_headers=["Authorization", "Content-Type", "Accept", "X-Request-ID"],
+        expose_headers=["ETag", "X-Request-ID"],
         max_age=PREFLIGHT_SECONDS,
     )
     app = API(
@@ -122,7 +125,7 @@ class API(Starlette):
     def build_middleware_stack(self) -> ASGIApp:
         """Middleware, planned answers, and only then Starlette's own layers: those cost as much as such an answer."""
         outside, self.user_middleware = self.user_middleware, []
-        app: ASGIApp = NoSniffing(super().build_middleware_stack())
+        app: ASGIApp = RequestIds(NoSniffing(super().build_middleware_stack()))
         app = ProxyHeadersMiddleware(app, list(self.trusted_hops))  # type: ignore[assignment,arg-type]  # uvicorn's types
         app = PlannedExecution(app, schema, self.counted)
         for middleware in reversed(outside):

@@ -22,6 +22,7 @@ from server.graphql import MAX_BODY_BYTES
 from server.metrics import OK, REFUSED, Metrics
 from server.negotiation import EVENT_STREAM, is_json, response_type
 from server.planning import Plan, Planner, Unplanned
+from server.request_ids import HEADER, REQUEST_ID, remember_request, request_id_of
 from server.schema import Schema
 from server.sharing import SharedStatement
 from server.turns import LONG, Turns
@@ -55,6 +56,7 @@ class PlannedExecution:
         self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        remember_request(scope)
         media_type = _media_type(scope)
         if media_type is None or (scope["state"]["settings"].require_token_for_reads and not is_authenticated(scope)):
             await self._app(scope, receive, send)
@@ -83,6 +85,8 @@ class PlannedExecution:
             await self._app(scope, _replay({**message, "body": body}, receive), send)
             return
         headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(answer)), NO_SNIFFING, _VARY]
+        if REQUEST_ID in scope:  # a line was written about it
+            headers.append((HEADER, request_id_of(scope).encode()))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 from collections.abc import AsyncGenerator
 from dataclasses import replace
@@ -85,7 +86,9 @@ class JobFeed:
         followed = self._followed.setdefault(first.id, _Followed(first))
         followed.followers += 1
         if followed.task is None:
-            followed.task = asyncio.create_task(self._look(first.id, followed))
+            looking = self._look(first.id, followed)
+            # For all who follow it: its lines are not those of the request that came first.
+            followed.task = asyncio.create_task(looking, context=contextvars.Context())
         place = len(followed.states) - 1
         try:
             while True:

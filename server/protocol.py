@@ -5,6 +5,7 @@ would be waited for as long as it likes: here it is given a moment.
 """
 
 import asyncio
+import logging
 import socket
 from asyncio.transports import BaseTransport
 from collections.abc import Coroutine
@@ -27,6 +28,12 @@ async def _refuse() -> None:
 
 
 class SocketProtocol(WebSocketsSansIOProtocol):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # Apart from the server's own lines, for these are several for each socket (see shared/log.py).
+        self.logger = self.conn.logger = logging.getLogger("uvicorn.sockets")
+        self.conn.debug = self.logger.isEnabledFor(logging.DEBUG)
+
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)
         if (connection := transport.get_extra_info("socket")) is not None:

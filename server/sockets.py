@@ -15,6 +15,7 @@ from typing import Any
 from graphql import GraphQLError
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars
 
 from server.access import client_of, is_authenticated
 from server.context import Context
@@ -197,6 +198,7 @@ class Socket:
         task.add_done_callback(self._running.discard)
 
     async def _operate(self, key: str, answers: AsyncGenerator[str]) -> None:
+        bind_contextvars(operation_id=key.encode(errors="backslashreplace").decode())
         try:
             await self._send_all(key, answers)
         except TooSlow:

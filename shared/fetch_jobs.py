@@ -21,6 +21,7 @@ from arq.jobs import serialize_job
 from shared.prices import Price, dump_price, load_price
 from shared.queue import FETCH_PRICES, Unconfirmed, execute_confirmed, execute_confirmed_if_possible, serialize
 from shared.rate_limit import TAKE, Limit, arguments, refusal
+from shared.traces import carried
 
 KEEP_FINISHED_SECONDS = 3600
 _KEEP_QUEUED_SECONDS = 86_400
@@ -30,9 +31,10 @@ CHANGES = "fetch-changes"
 "The channel on which the id of a fetch is published when it has started or ended."
 
 # KEYS: pointer to the unfinished fetch of these tickers, new record, new arq job, queue; then the limits'.
-# ARGV: new id, tickers, now (µs), now (ms), arq job, seconds to keep, prefixes of records and of arq jobs; then the
-# limits'. Answers the id of the fetch that is queued or running, which no limit counts, else of the new one; or how
-# long to wait and for which limit. A pointer whose arq job is gone (it expired, or gave up) holds nobody back.
+# ARGV: new id, tickers, now (µs), now (ms), arq job, seconds to keep, prefixes of records and of arq jobs, the trace it
+# belongs to or null; then the limits'. Answers the id of the fetch that is queued or running, which no limit counts,
+# else of the new one; or how long to wait and for which limit. A pointer whose arq job is gone (it expired, or gave up)
+# holds nobody back.
 _ENQUEUE = (
     TAKE
     + """
@@ -44,11 +46,14 @@ if running
 then
     return running
 end
-local refused = take({unpack(KEYS, 5)}, {unpack(ARGV, 9)})
+local refused = take({unpack(KEYS, 5)}, {unpack(ARGV, 10)})
 if refused[2] > 0 then
     return refused
 end
 redis.call('hset', KEYS[2], 'tickers', ARGV[2], 'enqueued_at', ARGV[3])
+if ARGV[9] ~= 'null' then
+    redis.call('hset', KEYS[2], 'traceparent', ARGV[9])
+end
 redis.call('expire', KEYS[2], ARGV[6])
 redis.call('set', KEYS[3], ARGV[5], 'ex', ARGV[6])
 redis.call('zadd', KEYS[4], ARGV[4], ARGV[1])
@@ -118,6 +123,7 @@ async def enqueue_fetch_prices(redis: ArqRedis, tickers: Sequence[str], limits: 
         _KEEP_QUEUED_SECONDS,
         _key(""),
         job_key_prefix,
+        json.dumps(carried()),
         *most,
     )
     answered: bytes | list[int]
@@ -194,6 +200,13 @@ async def finish_fetch_job(
         ("EXPIRE", _key(job_id), KEEP_FINISHED_SECONDS),
         ("PUBLISH", CHANGES, job_id),
     )
+
+
+async def select_traceparent(redis: ArqRedis, job_id: str) -> str | None:
+    """Of what asked for the fetch; not part of its job, which a worker of the release before may be given."""
+    value: bytes | None = await redis.execute_command("HGET", _key(job_id), "traceparent")
+    traceparent: str | None = json.loads(value) if value else None
+    return traceparent
 
 
 def _status(record: dict[str, Any], prices: Sequence[Price], failures: Sequence[FetchFailure]) -> FetchStatus:

@@ -7,6 +7,7 @@ Nor has a statement a timer: deadlines are looked at twenty times a second, all 
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import time
 from collections import deque
@@ -186,7 +187,8 @@ class Pool:
 
     def _watch(self) -> None:
         if self._sweep_timer is None:
-            self._sweep_timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+            # For all statements: its lines are not those of the request that came first.
+            self._sweep_timer = self._loop.call_later(SWEEP_SECONDS, self._sweep, context=contextvars.Context())
 
     def _sweep(self) -> None:
         now = time.monotonic()

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from shared.db import WRITE_SECONDS, Pool, columns, fetch, fetch_row, write
+from shared.traces import span
 
 
 class PriceSource(StrEnum):
@@ -152,7 +153,10 @@ async def insert_prices(pool: Pool, prices: Iterable[Price], *, timeout: float =
     for price in sorted(prices, key=lambda p: (p.source is PriceSource.BACKFILLED, p.observed_at)):
         unique.setdefault((price.ticker, price.timestamp), price)
     rows = [(p.ticker, p.price, p.timestamp, p.observed_at, p.source.value, p.testnet) for p in unique.values()]
-    return [price_of(row) for row in await write(pool, sql, *columns(rows, 6), timeout=timeout)] if rows else []
+    if not rows:
+        return []
+    with span("insert prices", "client", db__system__name="postgresql", prices=len(rows)):
+        return [price_of(row) for row in await write(pool, sql, *columns(rows, 6), timeout=timeout)]
 
 
 def dump_price(price: Price) -> dict[str, Any]:

@@ -38,6 +38,7 @@ _ACCEPTED = {
     "CORS_ORIGINS": "comma-separated origins such as https://example.com, or * for all",
     "LOG_LEVEL": "debug, info, warning or error",
     "LOG_FORMAT": "console or json",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "the http(s) URL of a collector such as http://localhost:4318",
 }
 _SECRET = {"API_TOKEN"}
 
@@ -73,6 +74,7 @@ class Settings(BaseSettings):
     data_dir: str = ".data"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
+    otel_exporter_otlp_endpoint: str | None = Field(default=None, repr=False)
 
     @field_validator("database_url")
     @classmethod
@@ -110,6 +112,15 @@ class Settings(BaseSettings):
             raise ValueError("not an HTTP host")
         path = parts.path.rstrip("/").removesuffix("/public")
         return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+    @field_validator("otel_exporter_otlp_endpoint")
+    @classmethod
+    def _otel_exporter_otlp_endpoint(cls, value: str | None) -> str | None:
+        if value is not None:
+            parts = urlsplit(value.strip())
+            if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+                raise ValueError("not an HTTP URL")
+        return value and value.strip()
 
     @field_validator("tickers", mode="before")
     @classmethod
@@ -237,7 +248,7 @@ def _masked(name: str, value: Any) -> str:
     if name in _SECRET:
         return "***"
     text = ",".join(value) if isinstance(value, tuple) else str(value)
-    if name.endswith("_URL"):
+    if name.endswith(("_URL", "_ENDPOINT")):
         # Between the user's name and the last @, and in a parameter: wherever a password may stand, well-formed or not.
         # The parameter first, for it may have an @; that is left, so that what is before it counts as a password too.
         text = re.sub(r"(password=)(?:[^&]*(@))?[^&]*", r"\1***\2", text, flags=re.IGNORECASE)

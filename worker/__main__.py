@@ -32,6 +32,8 @@ from shared.queue import (
     within_deadline,
 )
 from shared.settings import Settings, SettingsError, load_settings
+from shared.traces import open_traces
+from worker.arq_worker import ArqWorker
 from worker.context import Worker
 from worker.deribit import create_http
 from worker.healing import heal_gaps
@@ -73,12 +75,6 @@ class GridCron(CronJob):
         self.next_run = max(following, slot_of(datetime.now(UTC), self.interval)) + self.offset
 
 
-class OnceWorker(arq.Worker):
-    async def start_jobs(self, job_ids: list[bytes]) -> None:
-        """Not what runs here already: a Redis that has just become the master may not know that, and arq would fail."""
-        await super().start_jobs([job_id for job_id in job_ids if job_id.decode() not in self.tasks])
-
-
 def cron_jobs(worker: Worker) -> list[CronJob]:
     counted = worker.metrics.counted
     schedule = cron(
@@ -105,7 +101,7 @@ def create_worker(worker: Worker, jobs: list[CronJob], **options: Any) -> arq.Wo
     """`options` go to arq, for the tests' burst mode."""
     fetch = worker.metrics.counted(fetch_prices, "fetch_requested")
     store = worker.metrics.counted(store_deferred_until_done, "store_deferred")
-    return OnceWorker(
+    return ArqWorker(
         # Nothing is kept of these: a fixed id that stayed known would keep the next job of that id from being queued.
         functions=[
             func(fetch, name=FETCH_PRICES, timeout=JOB_SECONDS, max_tries=JOB_TRIES, keep_result=0),
@@ -128,6 +124,7 @@ def create_worker(worker: Worker, jobs: list[CronJob], **options: Any) -> arq.Wo
 async def run(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT, then finish what runs. Losing Redis or PostgreSQL ends nothing."""
     async with (
+        open_traces(settings, "worker"),
         create_pool(settings, name="worker", size=4) as pool,
         open_redis(settings, retries=REDIS_RETRIES, timeout=REDIS_SECONDS) as redis,
         create_http(settings) as http,

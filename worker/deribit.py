@@ -20,6 +20,7 @@ import httpx
 from shared.grid import from_microseconds
 from shared.schedules import GapReason
 from shared.settings import Settings
+from shared.traces import span
 from shared.version import VERSION
 from worker.deribit_errors import DeribitError, Retry, rpc_error, status_error
 
@@ -72,7 +73,8 @@ def create_http(settings: Settings, transport: httpx.AsyncBaseTransport | None =
 
 async def get_index_price(http: httpx.AsyncClient, ticker: str) -> Observation:
     """One attempt. Raises `DeribitError`."""
-    envelope = await _call(http, "public/get_index_price", {"index_name": ticker})
+    with span("get_index_price", "client", server__address=http.base_url.host):
+        envelope = await _call(http, "public/get_index_price", {"index_name": ticker})
     observed_at = _clock(envelope)
     result = envelope["result"]
     if not isinstance(result, dict) or "index_price" not in result:
@@ -83,7 +85,8 @@ async def get_index_price(http: httpx.AsyncClient, ticker: str) -> Observation:
 
 async def get_index_chart(http: httpx.AsyncClient, ticker: str, chart_range: str) -> list[ChartPoint]:
     """The chart, oldest point first, without the newest one: that is still changing. Raises `DeribitError`."""
-    envelope = await _call(http, "public/get_index_chart_data", {"index_name": ticker, "range": chart_range})
+    with span("get_index_chart_data", "client", server__address=http.base_url.host):
+        envelope = await _call(http, "public/get_index_chart_data", {"index_name": ticker, "range": chart_range})
     testnet = _is_testnet(http, envelope)
     result = envelope["result"]
     if not isinstance(result, list):

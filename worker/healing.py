@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from structlog.contextvars import bind_contextvars
+
 from shared.coverage import select_missing_runs
 from shared.errors import StorageUnavailable
 from shared.grid import slot_of
@@ -47,6 +49,7 @@ async def heal_gaps(ctx: dict[str, Any]) -> None:
     healing = asyncio.Semaphore(_CONCURRENCY)
 
     async def heal(ticker: str, first_fill: FirstFill | None) -> None:
+        bind_contextvars(ticker=ticker)
         async with healing:
             try:
                 await _heal(worker, ticker, first_fill)

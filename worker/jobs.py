@@ -7,13 +7,13 @@ timestamp is, and in who is told of the outcome.
 import asyncio
 import contextlib
 import logging
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import arq
 import asyncpg
+from structlog.contextvars import bind_contextvars
 
 from shared.deferred import defer, store_oldest_deferred
 from shared.errors import StorageUnavailable
@@ -23,6 +23,7 @@ from shared.prices import Price, PriceSource, insert_prices, select_observed_tic
 from shared.queue import select_slot_result
 from shared.schedules import GapReason, MissedSlot, insert_missed_slots
 from worker import deribit
+from worker.attempts import BUDGET_SECONDS, attempts
 from worker.context import Worker, given_back_without_redis, worker_of
 from worker.deribit import Observation
 from worker.deribit_errors import DeribitError
@@ -30,17 +31,9 @@ from worker.deribit_errors import Retry as ExchangeRetry
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-BUDGET_SECONDS = 12.0
-"Time for all attempts at one ticker, short of the job's own timeout; never longer than is left of the slot."
-
-_FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 1.0, 8.0
 _TOLERATED_SKEW = timedelta(seconds=5)
 _LOGGED_SKEW = timedelta(seconds=1)
 _MOST_AHEAD = timedelta(hours=1)
-
-_TOGETHER_SECONDS = 0.02
 
 _LONGEST_STORE_PAUSE_SECONDS = 10
 _STORE_SECONDS = 1.7
@@ -95,6 +88,7 @@ async def store_deferred_until_done(ctx: dict[str, Any]) -> None:
 
 
 async def _fetch_slot(worker: Worker, slot: datetime, tickers: Sequence[str]) -> list[str]:
+    bind_contextvars(slot=slot.isoformat())
     end = slot + worker.interval
     seconds_left = (end - datetime.now(UTC)).total_seconds()
     if seconds_left <= 0:
@@ -108,7 +102,7 @@ async def _fetch_slot(worker: Worker, slot: datetime, tickers: Sequence[str]) ->
         return _stored_as(observation, slot, PriceSource.SCHEDULED)
 
     worth_another: list[str] = []
-    async for prices, errors in _attempts(worker, tickers, observe, min(seconds_left, BUDGET_SECONDS)):
+    async for prices, errors in attempts(worker, tickers, observe, min(seconds_left, BUDGET_SECONDS)):
         missed = [MissedSlot(ticker, slot, error.reason, str(error)) for ticker, error in errors.items()]
         await _store(worker, prices, missed)
         worth_another += [ticker for ticker, error in errors.items() if error.retry is not ExchangeRetry.NEVER]
@@ -127,7 +121,7 @@ async def _fetch_requested(worker: Worker, job_id: str, tickers: Sequence[str]) 
 
     stored: list[Price] = []
     failures: list[FetchFailure] = []
-    async for prices, errors in _attempts(worker, tickers, observe, BUDGET_SECONDS):
+    async for prices, errors in attempts(worker, tickers, observe, BUDGET_SECONDS):
         failures += [FetchFailure(ticker, error.code, error.detail) for ticker, error in errors.items()]
         if await _store(worker, prices, []):
             stored += prices
@@ -138,61 +132,6 @@ async def _fetch_requested(worker: Worker, job_id: str, tickers: Sequence[str]) 
     failures.sort(key=lambda failure: failure.ticker)
     await finish_fetch_job(worker.redis, job_id, tickers, stored, failures)
     worker.metrics.fetched(stored, failures)
-
-
-async def _attempts(
-    worker: Worker, tickers: Sequence[str], observe: Callable[[str], Awaitable[T]], budget_seconds: float
-) -> AsyncIterator[tuple[list[T], dict[str, DeribitError]]]:
-    """Every ticker at once, each with its own attempts: one that fails or is slow takes nothing from another.
-
-    Yields what has come so far, results and errors by ticker, as soon as something has.
-    """
-
-    async def attempt(ticker: str) -> T | DeribitError:
-        try:
-            return await _with_retries(worker, lambda: observe(ticker), budget_seconds)
-        except DeribitError as error:
-            logger.warning("%s: %s", ticker, error)
-            return error
-        except Exception:
-            logger.exception("%s: fault in the collector itself", ticker)
-            return DeribitError("COLLECTOR_FAULT", "fault in the collector itself", retry=ExchangeRetry.LATER)
-
-    names = {asyncio.create_task(attempt(ticker)): ticker for ticker in tickers}
-    pending = set(names)
-    try:
-        while pending:
-            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            if pending:  # the others are close behind, as a rule: one insert for all
-                more, pending = await asyncio.wait(pending, timeout=_TOGETHER_SECONDS)
-                done |= more
-            outcomes = [(names[task], task.result()) for task in done]
-            errors = {ticker: outcome for ticker, outcome in outcomes if isinstance(outcome, DeribitError)}
-            yield [outcome for _, outcome in outcomes if not isinstance(outcome, DeribitError)], errors
-    finally:
-        for task in pending:
-            task.cancel()
-
-
-async def _with_retries(worker: Worker, attempt: Callable[[], Awaitable[T]], budget_seconds: float) -> T:
-    """Try until it succeeds, cannot succeed, or the next try would not fit in the budget."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + budget_seconds
-    # In a short slot there is no time for a first pause of a second.
-    pause = min(_FIRST_BACKOFF_SECONDS, budget_seconds / 2)
-    while True:
-        try:
-            async with asyncio.timeout_at(deadline), worker.requests, worker.metrics.calling("get_index_price"):
-                return await attempt()
-        except TimeoutError as error:
-            raise DeribitError("TIMEOUT", "no answer in time", retry=ExchangeRetry.LATER) from error
-        except DeribitError as error:
-            # Jitter, so that several tickers, or workers, do not come back in step.
-            jittered = pause * random.uniform(0.75, 1.25)  # noqa: S311
-            if error.retry is not ExchangeRetry.BACKOFF or loop.time() + jittered >= deadline:
-                raise
-        await asyncio.sleep(jittered)
-        pause = min(pause * 2, _LONGEST_BACKOFF_SECONDS)
 
 
 async def _store(worker: Worker, prices: Sequence[Price], missed: Sequence[MissedSlot]) -> bool:

@@ -32,6 +32,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from shared.log import configure_logging
+from shared.settings import load_settings
 from worker import simulator_faults as faults
 from worker.simulator_faults import Fault, Faults, SwitchError
 from worker.simulator_prices import (
@@ -219,11 +221,12 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=9000)
     parser.add_argument("--seed", type=int, default=1, help="another seed, another path of prices")
     options = parser.parse_args()
+    configure_logging(load_settings(database_url="postgresql://none", redis_url="redis://none", log_level="warning"))
     uvicorn.run(
         create_app(options.seed),
         host=options.host,
         port=options.port,
-        log_level="warning",
+        log_config=None,
         access_log=False,
         lifespan="off",
         ws="none",

@@ -7,11 +7,13 @@ from typing import Annotated
 import strawberry
 
 from server.context import Info
+from server.request_ids import current_request_id, traceparent
 from server.schema.prices import Price, Tickers
 from shared import fetch_jobs
-from shared.errors import BadUserInput
+from shared.errors import BadUserInput, RateLimited
 from shared.queue import within_deadline
 from shared.rate_limit import limits_of
+from shared.traces import span
 
 JobId = Annotated[strawberry.ID, strawberry.argument(description="As fetchPrices answered it.")]
 
@@ -75,4 +77,8 @@ class JobMutation:
             raise BadUserInput("tickers is empty; accepted are one or more, or null for all.")
         settings = context.settings
         limits = limits_of(context.client, settings.fetch_limit_per_client, settings.fetch_limit_overall)
-        return await within_deadline(fetch_jobs.enqueue_fetch_prices(context.redis, names, limits))
+        named = {"request_id": current_request_id()}
+        with span("mutation fetchPrices", "server", traceparent(), expected=(RateLimited,), **named) as note:
+            job = await within_deadline(fetch_jobs.enqueue_fetch_prices(context.redis, names, limits))
+            note("job_id", job.id)
+            return job

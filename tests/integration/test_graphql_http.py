@@ -338,10 +338,12 @@ async def test_pages_of_the_origins_that_are_set_may_ask_and_read(settings: Sett
         allowed = cors(preflight)
         assert (allowed["access-control-allow-origin"], allowed["access-control-max-age"]) == (ORIGIN, "7200")
         assert allowed["access-control-allow-methods"] == "GET, POST"
-        assert {"Accept", "Authorization", "Content-Type"} <= set(allowed["access-control-allow-headers"].split(", "))
+        assert {"Accept", "Authorization", "Content-Type", "X-Request-ID"} <= set(
+            allowed["access-control-allow-headers"].split(", ")
+        )
         assert "access-control-allow-credentials" not in allowed
         assert "Origin" in preflight.headers["vary"]
-        readable = {"access-control-allow-origin": ORIGIN, "access-control-expose-headers": "ETag"}
+        readable = {"access-control-allow-origin": ORIGIN, "access-control-expose-headers": "ETag, X-Request-ID"}
         for number, accept in enumerate((*ACCEPTS.values(), "text/event-stream", "image/png")):
             for query in (QUERY, "{ __typename }", "{"):  # by PostgreSQL, by Strawberry, by nobody
                 headers = {"origin": ORIGIN, "accept": accept}

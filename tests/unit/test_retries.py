@@ -19,10 +19,11 @@ from shared.grid import EPOCH
 from shared.schedules import GapReason
 from tests.unit.fast_loop import run_fast
 from tests.unit.replies import in_turn, price_reply, settings_for
+from worker.attempts import BUDGET_SECONDS, attempts, with_retries
 from worker.context import Worker
 from worker.deribit import CONCURRENCY, Observation, create_http, get_index_price
 from worker.deribit_errors import DeribitError, Retry
-from worker.jobs import BUDGET_SECONDS, _attempts, _check_clock, _slot, _with_retries, fetch_prices
+from worker.jobs import _check_clock, _slot, fetch_prices
 
 UNUSED: Any = None
 
@@ -31,7 +32,7 @@ async def attempt_all(*arguments: Any) -> tuple[list[Any], dict[str, DeribitErro
     """Everything that comes, in the order it comes."""
     prices: list[Any] = []
     errors: dict[str, DeribitError] = {}
-    async for some, others in _attempts(*arguments):
+    async for some, others in attempts(*arguments):
         prices += sorted(some, key=str)
         errors |= others
     return prices, errors
@@ -45,7 +46,7 @@ def a_worker(http: httpx.AsyncClient = UNUSED, **others: Any) -> Worker:
     return Worker(settings_for(**others), UNUSED, UNUSED, http, name="unit:1")
 
 
-def attempts(
+def run_attempts(
     outcome: Callable[[int], Awaitable[str]], budget: float = BUDGET_SECONDS
 ) -> tuple[str | DeribitError, list[float], float]:
     """The outcome, when each attempt began, and when all was over, on a clock that does not wait."""
@@ -57,7 +58,7 @@ def attempts(
 
     async def run() -> tuple[str | DeribitError, float]:
         try:
-            result: str | DeribitError = await _with_retries(a_worker(), attempt, budget)
+            result: str | DeribitError = await with_retries(a_worker(), attempt, budget)
         except DeribitError as error:
             result = error
         return result, asyncio.get_running_loop().time()
@@ -74,21 +75,21 @@ def test_a_success_is_not_repeated() -> None:
     async def succeed(number: int) -> str:
         return f"attempt {number}"
 
-    assert attempts(succeed) == ("attempt 1", [0.0], 0.0)
+    assert run_attempts(succeed) == ("attempt 1", [0.0], 0.0)
 
 
 def test_what_cannot_succeed_is_not_repeated() -> None:
     async def refuse(number: int) -> str:
         raise LASTING
 
-    assert attempts(refuse) == (LASTING, [0.0], 0.0)
+    assert run_attempts(refuse) == (LASTING, [0.0], 0.0)
 
 
 def test_what_passes_is_repeated_until_it_succeeds() -> None:
     async def succeed_at_last(number: int) -> str:
         return f"attempt {number}" if number == 3 else await failing(number)
 
-    outcome, began, _ = attempts(succeed_at_last)
+    outcome, began, _ = run_attempts(succeed_at_last)
     assert (outcome, len(began)) == ("attempt 3", 3)
 
 
@@ -96,7 +97,7 @@ def test_a_lasting_error_ends_the_repeats() -> None:
     async def worsen(number: int) -> str:
         raise PASSING if number == 1 else LASTING
 
-    outcome, began, _ = attempts(worsen)
+    outcome, began, _ = run_attempts(worsen)
     assert (outcome, len(began)) == (LASTING, 2)
 
 
@@ -104,7 +105,7 @@ def test_a_lasting_error_ends_the_repeats() -> None:
 @settings(max_examples=100, deadline=None)
 def test_the_pauses_double_with_jitter_within_the_budget(seed: int) -> None:
     random.seed(seed)
-    outcome, began, end = attempts(failing)
+    outcome, began, end = run_attempts(failing)
     pauses = [later - earlier for earlier, later in pairwise(began)]
     assert outcome is PASSING
     assert 4 <= len(began) <= 5
@@ -120,7 +121,7 @@ def test_no_attempt_outlasts_the_budget(budget: float, seconds: float, seed: int
         return await failing(number)
 
     random.seed(seed)
-    outcome, began, end = attempts(fail_slowly, budget)
+    outcome, began, end = run_attempts(fail_slowly, budget)
     assert isinstance(outcome, DeribitError)
     assert outcome.code in {"RPC_10028", "TIMEOUT"}
     assert 1 <= len(began) <= 5
@@ -132,7 +133,7 @@ def test_a_hanging_attempt_ends_with_the_budget() -> None:
         await asyncio.sleep(3600)
         return "too late"
 
-    outcome, began, end = attempts(hang)
+    outcome, began, end = run_attempts(hang)
     assert isinstance(outcome, DeribitError)
     assert (outcome.code, outcome.reason, began) == ("TIMEOUT", GapReason.EXCHANGE_ERROR, [0.0])
     assert end == pytest.approx(BUDGET_SECONDS)
@@ -204,7 +205,7 @@ def test_the_exchanges_passing_errors_are_outlived() -> None:
 
     async def run() -> Observation:
         async with create_http(settings_for(), httpx.MockTransport(in_turn(outcomes, asked))) as http:
-            return await _with_retries(a_worker(http), lambda: get_index_price(http, "eth_usd"), BUDGET_SECONDS)
+            return await with_retries(a_worker(http), lambda: get_index_price(http, "eth_usd"), BUDGET_SECONDS)
 
     assert (run_fast(run()).price, len(asked)) == (Decimal("2722.4"), 4)
 

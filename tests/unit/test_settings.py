@@ -41,6 +41,7 @@ def test_defaults_are_those_of_the_contract(load: Loader) -> None:
         "data_dir": ".data",
         "log_level": "info",
         "log_format": "console",
+        "otel_exporter_otlp_endpoint": None,
     }
 
 

@@ -68,6 +68,9 @@ from tests.unit.conftest import Loader
         ("FORWARDED_ALLOW_IPS", "127.0.0.1;::1"),
         ("LOG_LEVEL", "loud"),
         ("LOG_FORMAT", "xml"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318?x=1"),
     ],
 )
 def test_values_that_are_refused(load: Loader, name: str, text: str) -> None:

@@ -1,6 +1,8 @@
 """The project's rules about itself: who imports whom, how long a file is, what the worker runs."""
 
 import ast
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,6 +73,14 @@ def test_shared_knows_neither_server_nor_worker() -> None:
 def test_only_the_server_knows_graphql_and_http(library: str) -> None:
     users = {i.file for i in IMPORTS if i.package == library}
     assert {file for file in users if not file.startswith(("server/", "worker/simulator"))} == set()
+
+
+def test_only_the_module_of_traces_knows_opentelemetry() -> None:
+    """And imports it when it is switched on, not before."""
+    assert {i.file for i in IMPORTS if i.package == "opentelemetry"} == {"shared/traces.py"}
+    code = "import sys, server.__main__, worker.__main__; print([m for m in sys.modules if 'opentelemetry' in m])"
+    imported = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert imported.stdout == "[]\n"
 
 
 def test_arq_is_known_to_the_queue_and_the_worker() -> None:
