@@ -16,7 +16,7 @@ help:
 	@echo "make pages   build the dashboard and GraphiQL; run and demo do it by themselves"
 	@echo "make test    the whole suite, on the PostgreSQL and Valkey it starts itself"
 	@echo "make faults  the long form of the faults' tests, about ten minutes"
-	@echo "make fuzz    the long form of the bad inputs' tests, some four minutes"
+	@echo "make fuzz    the long form of the bad inputs' tests, some three minutes"
 	@echo "make bench   this project beside its peers, half an hour; with QUICK=1 three minutes and rougher figures"
 	@echo "make lint    ruff and mypy"
 	@echo "make lock    resolve requirements.lock again (needs uv)"

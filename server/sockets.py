@@ -1,7 +1,7 @@
-"""The WebSocket `/graphql`: the protocol graphql-transport-ws, and what bounds a socket.
+"""The WebSocket `/graphql`: the protocol graphql-transport-ws, and what bounds a socket. Our own, for two reasons.
 
-Our own, for two reasons: an event is written once and sent to all who asked for it, and what is sent waits for the
-peer, so a peer that does not read holds what uvicorn buffers (64 KiB) and a place in the log of `server/live.py`.
+An event is written once and sent to all who asked for it, and what is sent waits for the peer, so a peer that does not
+read holds what uvicorn buffers (64 KiB) and a place in the log of `server/live.py`.
 """
 
 import asyncio

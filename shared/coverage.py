@@ -1,10 +1,14 @@
-"""How much of the schedule's grid is stored, and what is missing and why. Computed in SQL from the rows themselves."""
+"""How much of the schedule's grid is stored, and what is missing and why. Computed in SQL from the rows themselves.
+
+Where these were dropped for their age, from the candles, which know of every second whether it had a price.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from shared.db import Pool, fetch, fetch_row
+from shared.missing import MISSING_RUNS, SEGMENTS
 from shared.schedules import GapReason, MissingRun
 
 COVERAGE_DEADLINE_SECONDS = 5.0
@@ -13,10 +17,14 @@ COVERAGE_DEADLINE_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Slots of the grid that have ended: how many there should be, and how many there are."""
+    """Slots of the grid that have ended: how many there should be, and how many there are.
+
+    `dropped`: how many of these only candles tell of, for their prices are older than what is kept.
+    """
 
     expected: int
     present: int
+    dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,121 +38,47 @@ class Gap:
     detail: str | None
 
 
-# $1 ticker, $2 from, $3 to (exclusive), $4 now. One row per schedule that reaches into the period, with the first slot
-# asked about and the end of the last one: nothing is expected before the first schedule, and a slot that is still
-# running is not missing.
-_SEGMENTS = """
-    with schedule as (
-        select
-            make_interval(secs => interval_seconds) as step,
-            since,
-            lead(since, 1, 'infinity') over (order by since) as until
-        from schedules
-        where ticker = $1
-    ), bounded as (
-        select
-            step,
-            greatest(since, $2::timestamptz) as lower,
-            least(until, $3::timestamptz, date_bin(step, $4::timestamptz, 'epoch')) as upper
-        from schedule
-    ), segment as (
-        -- Both bounds rounded up to the grid; date_bin rounds towards the past.
-        select
-            step,
-            date_bin(step, lower + step - interval '1 microsecond', 'epoch') as lower,
-            date_bin(step, upper + step - interval '1 microsecond', 'epoch') as upper
-        from bounded
-        where lower < upper
-    )
-"""
-
-# Runs of missing slots: the holes between stored neighbours, split where the reason of a slot is known. Only the holes
-# are sorted, for the stored slots come from the index in order.
-_RUNS = (
-    _SEGMENTS
+_COUNTED = (
+    SEGMENTS
     + """
-    , hole as (
-        select segment.step, bounds.first, bounds.after
-        from segment
-        cross join lateral (
-            select previous + segment.step as first, timestamp as after
-            from (
-                select timestamp, lag(timestamp, 1, segment.lower - segment.step) over (order by timestamp) as previous
+    , counted as (
+        select
+            upper - lower as length,
+            step,
+            (
+                select count(*)
                 from prices
                 where ticker = $1
-                  and timestamp >= segment.lower
-                  and timestamp < segment.upper
-                  and date_bin(segment.step, timestamp, 'epoch') = timestamp
-            ) as stored
-            where timestamp > previous + segment.step
-            union all
-            select
-                segment.step + coalesce(
-                    (
-                        select timestamp
-                        from prices
-                        where ticker = $1
-                          and timestamp >= segment.lower
-                          and timestamp < segment.upper
-                          and date_bin(segment.step, timestamp, 'epoch') = timestamp
-                        order by timestamp desc
-                        limit 1
-                    ),
-                    segment.lower - segment.step
-                ),
-                segment.upper
-        ) as bounds
-        where bounds.first < bounds.after
-    ), event as (
-        select hole.*, known.*
-        from hole
-        cross join lateral (
-            -- The stored slot, or the bound, that the hole begins behind.
-            select
-                hole.first - hole.step as slot,
-                true as present,
-                null::gap_reason as reason,
-                null::text as detail,
-                false as unanswered
-            union all
-            select slot, false, reason, detail, unanswered
-            from missed_slots
-            where ticker = $1
-              and slot >= hole.first
-              and slot < hole.after
-              and date_bin(hole.step, slot, 'epoch') = slot
-        ) as known
-    ), neighbour as (
-        select *, lead(slot, 1, after) over (partition by first order by slot) as next
-        from event
-    ), run as (
-        select slot as first, slot + step as after, step, reason, detail, unanswered
-        from neighbour
-        where not present
+                  and timestamp >= lower
+                  and timestamp < upper
+                  and date_bin(step, timestamp, 'epoch') = timestamp
+            ) as present,
+            0 as dropped
+        from segment
         union all
-        select slot + step, next, step, 'NOT_COLLECTED', null, false
-        from neighbour
-        where next > slot + step
+        select upper - lower, step, dropped, dropped
+        from dropped_segment
+        cross join lateral (
+            select
+                coalesce(sum(bit_count(substring(seconds & slots from first + 1 for after - first))), 0) as dropped
+            from candle_minutes
+            cross join lateral (
+                -- The part of the minute that is asked about, in seconds: mostly all of it.
+                select
+                    greatest(extract(epoch from lower - start)::integer, 0) as first,
+                    least(extract(epoch from upper - start)::integer, 60) as after
+            ) as bounds
+            where ticker = $1
+              and start > lower - interval '1 minute'
+              and start < upper
+              and date_bin(step, start, 'epoch') = start
+        ) as stored
     )
-"""
-)
-
-
-_COUNTED = (
-    _SEGMENTS
-    + """
     select
-        coalesce(sum(round(extract(epoch from upper - lower) / extract(epoch from step))), 0)::bigint as expected,
-        coalesce(sum(stored.present), 0)::bigint as present
-    from segment
-    cross join lateral (
-        select count(*) as present
-        from prices
-        where ticker = $1
-          and timestamp >= segment.lower
-          and timestamp < segment.upper
-          and date_bin(segment.step, timestamp, 'epoch') = timestamp
-    ) as stored
+        coalesce(sum(round(extract(epoch from length) / extract(epoch from step))), 0)::bigint as expected,
+        coalesce(sum(present), 0)::bigint as present,
+        coalesce(sum(dropped), 0)::bigint as dropped
+    from counted
 """
 )
 
@@ -155,7 +89,7 @@ async def select_coverage(pool: Pool, ticker: str, from_dt: datetime, to_dt: dat
     await fetch(pool, "select")
     row = await fetch_row(pool, _COUNTED, ticker, from_dt, to_dt, now, timeout=COVERAGE_DEADLINE_SECONDS)
     assert row is not None  # noqa: S101  an aggregate always has one row
-    return Coverage(expected=row["expected"], present=row["present"])
+    return Coverage(row["expected"], row["present"], row["dropped"])
 
 
 async def select_coverages(
@@ -168,7 +102,7 @@ async def select_coverages(
         cross join lateral ({_COUNTED.replace("$1", 'wanted.ticker collate "C"')}) as counted
     """
     rows = await fetch(pool, sql, list(tickers), from_dt, to_dt, now)
-    return {row["ticker"]: Coverage(expected=row["expected"], present=row["present"]) for row in rows}
+    return {row["ticker"]: Coverage(row["expected"], row["present"], row["dropped"]) for row in rows}
 
 
 async def select_gaps(
@@ -176,7 +110,7 @@ async def select_gaps(
 ) -> list[Gap]:
     """Oldest first, neighbouring runs with the same reason and detail merged."""
     sql = (
-        _RUNS
+        MISSING_RUNS
         + """
         , marked as (
             select
@@ -211,7 +145,7 @@ async def select_missing_runs(
 ) -> list[MissingRun]:
     """The missing slots that the chart has not been asked about in vain, newest first."""
     sql = (
-        _RUNS
+        MISSING_RUNS
         + """
         select first, after, step
         from run

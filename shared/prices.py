@@ -88,6 +88,7 @@ async def select_latest_prices(pool: Pool, tickers: Sequence[str]) -> list[Price
 
 
 async def select_first_timestamps(pool: Pool, tickers: Sequence[str]) -> dict[str, datetime]:
+    """Of prices that are kept: the instant behind all that were dropped is where to look."""
     sql = """
         select oldest.ticker, oldest.timestamp
         from unnest($1::text[]) as wanted (ticker)
@@ -95,6 +96,10 @@ async def select_first_timestamps(pool: Pool, tickers: Sequence[str]) -> dict[st
             select ticker, timestamp
             from prices
             where prices.ticker = wanted.ticker collate "C"
+              and timestamp >= coalesce(
+                  (select kept_from from dropped_prices where dropped_prices.ticker = wanted.ticker collate "C"),
+                  '-infinity'
+              )
             order by timestamp
             limit 1
         ) as oldest

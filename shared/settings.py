@@ -9,7 +9,7 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.redis_url import SENTINEL_URL_RULE, is_sentinel_url, parse_sentinel_url
@@ -25,6 +25,7 @@ _ACCEPTED = {
     "TICKERS": "comma-separated index names such as btc_usd,eth_usd",
     "FETCH_INTERVAL_SECONDS": "a divisor of 60, or a multiple of 60 that divides 3600",
     "HEAL_LOOKBACK_HOURS": "a whole number from 1 to 8760",
+    "RETENTION_DAYS": "a whole number from 1 to 36500, no shorter than HEAL_LOOKBACK_HOURS; unset to keep everything",
     "PORT": "a port number from 1 to 65535",
     "METRICS_PORT": "a port number from 1 to 65535, or 0 for none",
     "DRAIN_SECONDS": "a whole number from 0 to 600",
@@ -58,6 +59,7 @@ class Settings(BaseSettings):
     tickers: CommaSeparated = ("btc_usd", "eth_usd")
     fetch_interval_seconds: int = 60
     heal_lookback_hours: int = Field(default=24, ge=1, le=8760)
+    retention_days: int | None = Field(default=None, ge=1, le=36_500)
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     metrics_port: int = Field(default=0, ge=0, le=65535)
@@ -149,6 +151,14 @@ class Settings(BaseSettings):
     def _interval(cls, value: int) -> int:
         if value < 1 or not (60 % value == 0 or (value % 60 == 0 and 3600 % value == 0)):
             raise ValueError("not on the grid")
+        return value
+
+    @field_validator("retention_days")
+    @classmethod
+    def _retention_days(cls, value: int | None, info: ValidationInfo) -> int | None:
+        # Healing would look for what was dropped, and a new ticker begin with a past that is not kept.
+        if value is not None and value * 24 < info.data.get("heal_lookback_hours", 0):
+            raise ValueError("shorter than the look-back")
         return value
 
     @field_validator("api_token")

@@ -39,6 +39,7 @@ from worker.deribit import create_http
 from worker.healing import heal_gaps
 from worker.jobs import fetch_again, fetch_prices, store_deferred_until_done
 from worker.metrics import serve_metrics
+from worker.retention import drop_old_prices
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,9 @@ REPORT_SECONDS = 5
 HEAL_EVERY = timedelta(minutes=1)
 HEAL_AT = timedelta(seconds=45)
 "Between the slots of a minute, when the attempts at the last one, and the second look, are over."
+
+DROP_AT = timedelta(seconds=15)
+"Between the slots of a minute, too, and not while healing reads."
 
 RECONNECT_SECONDS = 1.0
 REDIS_RETRIES = 10
@@ -94,7 +98,11 @@ def cron_jobs(worker: Worker) -> list[CronJob]:
         keep_result=KEEP_SLOT_SECONDS,
     )
     heal = GridCron(**vars(third) | {"interval": HEAL_EVERY, "offset": HEAL_AT})
-    return [slots, again, heal]
+    fourth = cron(
+        counted(drop_old_prices, "drop_old_prices"), max_tries=1, timeout=JOB_SECONDS, keep_result=KEEP_SLOT_SECONDS
+    )
+    drop = GridCron(**vars(fourth) | {"interval": HEAL_EVERY, "offset": DROP_AT})
+    return [slots, again, heal, drop]
 
 
 def create_worker(worker: Worker, jobs: list[CronJob], **options: Any) -> arq.Worker:
@@ -131,6 +139,8 @@ async def run(settings: Settings) -> None:
     ):
         worker = Worker(settings, pool, redis, http, name=f"{socket.gethostname()}:{os.getpid()}")
         logger.info("collecting %s every %d s", ", ".join(settings.tickers), settings.fetch_interval_seconds)
+        if settings.retention_days is not None:
+            logger.info("prices older than %d days are dropped, their candles stay", settings.retention_days)
         reporting = asyncio.create_task(_report(worker))
         async with serve_metrics(settings, worker.metrics.registry):
             await _work(worker)

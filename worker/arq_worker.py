@@ -1,4 +1,4 @@
-"""arq's worker, whose jobs run once, and say on each line of the log, arq's own too, and in the trace which they are."""
+"""arq's worker, whose jobs run once, and say which one they are in the trace and in the log, on arq's own lines too."""
 
 import functools
 from dataclasses import replace

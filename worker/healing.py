@@ -15,8 +15,9 @@ from structlog.contextvars import bind_contextvars
 
 from shared.coverage import select_missing_runs
 from shared.errors import StorageUnavailable
-from shared.grid import slot_of
+from shared.grid import EPOCH, slot_of
 from shared.prices import Price, PriceSource, insert_prices
+from shared.retention import select_kept_from
 from shared.schedules import MissingRun, finish_first_fill, insert_unanswered, select_first_fills
 from worker.context import Worker, worker_of
 from worker.deribit import ChartPoint, get_index_chart
@@ -48,11 +49,11 @@ async def heal_gaps(ctx: dict[str, Any]) -> None:
     worker = worker_of(ctx)
     healing = asyncio.Semaphore(_CONCURRENCY)
 
-    async def heal(ticker: str, first_fill: FirstFill | None) -> None:
+    async def heal(ticker: str, first_fill: FirstFill | None, kept_from: datetime) -> None:
         bind_contextvars(ticker=ticker)
         async with healing:
             try:
-                await _heal(worker, ticker, first_fill)
+                await _heal(worker, ticker, first_fill, kept_from)
             except DeribitError as error:
                 logger.warning("%s: the chart cannot be read, healing waits: %s", ticker, error)
             except StorageUnavailable:
@@ -66,14 +67,18 @@ async def heal_gaps(ctx: dict[str, Any]) -> None:
         if not await store_deferred(ctx):
             return
         fills = await select_first_fills(worker.pool, worker.settings.tickers)
-        await asyncio.gather(*(heal(ticker, fills.get(ticker)) for ticker in worker.settings.tickers))
+        kept_from = await select_kept_from(worker.pool, worker.settings.tickers)
+        await asyncio.gather(
+            *(heal(ticker, fills.get(ticker), kept_from.get(ticker, EPOCH)) for ticker in worker.settings.tickers)
+        )
     except StorageUnavailable:
         logger.warning("storage is away, healing waits")
 
 
-async def _heal(worker: Worker, ticker: str, first_fill: FirstFill | None) -> None:
+async def _heal(worker: Worker, ticker: str, first_fill: FirstFill | None, kept_from: datetime) -> None:
     now = datetime.now(UTC)
-    oldest = now - timedelta(hours=worker.settings.heal_lookback_hours)
+    # What was dropped would not be stored again, whatever the look-back is meanwhile.
+    oldest = max(now - timedelta(hours=worker.settings.heal_lookback_hours), kept_from)
     if first_fill is not None:
         # Whatever it leaves open, the next run sees: each chart is asked for once a run.
         await _fill_past(worker, ticker, oldest, *first_fill)

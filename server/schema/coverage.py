@@ -49,7 +49,7 @@ class Asked:
 @strawberry.type(
     description=(
         "How much of the schedule's grid is stored. Slots count once they have ended; before a ticker was first "
-        "collected nothing is expected of it."
+        "collected nothing is expected of it. Prices that were dropped for their age count as they did before."
     )
 )
 class Coverage:
@@ -60,6 +60,15 @@ class Coverage:
     @strawberry.field(description="How many there are, backfilled ones included.")
     def present(root: strawberry.Parent[Asked]) -> int:
         return root.counted.present
+
+    @strawberry.field(
+        description=(
+            "How many of those that are present have been dropped for their age since: candles still tell of them, "
+            "prices do not. See Ticker.keptFrom."
+        )
+    )
+    def dropped(root: strawberry.Parent[Asked]) -> int:
+        return root.counted.dropped
 
     @strawberry.field(description="present / expected; 1 where nothing is expected.")
     def ratio(root: strawberry.Parent[Asked]) -> float:

@@ -8,7 +8,7 @@ import strawberry
 
 from server.context import Context, Info
 from server.schema.prices import Price
-from shared import prices
+from shared import prices, retention
 
 STALE_INTERVALS = 2
 
@@ -22,7 +22,13 @@ class TickerType:
         description="Seconds since the instant the newest price stands for; null while there is none."
     )
     stale: bool = strawberry.field(description="Whether the newest price is older than two intervals, or missing.")
-    first_timestamp: datetime | None = strawberry.field(description="The oldest price's timestamp.")
+    first_timestamp: datetime | None = strawberry.field(description="The oldest price's timestamp, of those kept.")
+    kept_from: datetime | None = strawberry.field(
+        description=(
+            "Prices before this instant were dropped for their age, and only candles and coverage tell of them; null "
+            "while none were."
+        )
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,7 @@ class Ticker:
     lag_seconds: float | None
     stale: bool
     first_timestamp: datetime | None
+    kept_from: datetime | None
 
 
 @strawberry.type
@@ -44,9 +51,10 @@ class TickerQuery:
 
 async def select_tickers(context: Context) -> list[Ticker]:
     settings = context.settings
-    latest, first = await asyncio.gather(
+    latest, first, kept_from = await asyncio.gather(
         prices.select_latest_prices(context.pool, settings.tickers),
         prices.select_first_timestamps(context.pool, settings.tickers),
+        retention.select_kept_from(context.pool, settings.tickers),
     )
     newest = {price.ticker: price for price in latest}
     now = datetime.now(UTC)
@@ -60,6 +68,7 @@ async def select_tickers(context: Context) -> list[Ticker]:
             lag_seconds=lags.get(name),
             stale=name not in lags or lags[name] > longest,
             first_timestamp=first.get(name),
+            kept_from=kept_from.get(name),
         )
         for name in settings.tickers
     ]

@@ -43,6 +43,7 @@ PostgreSQL, used in all rounds, by all requests that were answered: it depends l
 - PostGraphile's fields are SQL functions, Mercurius has named prepared statements, both run in production mode. What
   Mercurius answers ends at milliseconds, for node-postgres reads timestamps as JavaScript dates.
 - The brief's stack and the two limits answer the four fields in one request made for that.
+- A hundred million rows, in one table and in partitions, are in [ROWS.md](ROWS.md).
 """
 
 

@@ -104,7 +104,9 @@ class Target:
 def _of_http(given: Http, reply: Reply) -> list[str]:
     if not reply.data:
         return ["no answer"] if given.is_whole else []
-    wrong = [f"status {status}" for status in reply.statuses if status >= 500 and b" /readyz " not in given.data[:60]]
+    if b" /readyz " in given.data[:60]:  # which names what it needs, and answers 503 where there is no worker, say
+        return []
+    wrong = [f"status {status}" for status in reply.statuses if status >= 500]
     if given.is_whole:
         [status] = reply.statuses[:1] or [0]
         wrong += verdict.of_http(status, reply.media_type, reply.body, is_graphql=given.is_graphql)

@@ -13,7 +13,7 @@ from tests.integration.api_process import run_api
 from tests.integration.live import price
 
 COUNT = 20_000 if IS_LONG else 600
-SECONDS = 240 if IS_LONG else 6
+SECONDS = 60 if IS_LONG else 5
 SLOWEST_SECONDS = 10.0
 GROWTH_KIB = 64 * 1024
 

