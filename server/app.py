@@ -24,6 +24,7 @@ from server.health import livez, readyz
 from server.live import Live, open_live
 from server.metrics import CountedSockets, Metrics
 from server.pages import GraphiQLInBrowsers, Pages
+from server.reading import open_reading
 from server.request_ids import RequestIds
 from server.schema import schema
 from server.scrape import metrics
@@ -48,6 +49,8 @@ class State(TypedDict):
     """What every request finds on `request.state`."""
 
     pool: Pool
+    "For what is asked: of standbys, where they are named; else the primary's."
+    primary: Pool
     redis: ArqRedis
     settings: Settings
     access: Access
@@ -72,12 +75,16 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
         pages.warn_when_missing()
         async with (
             open_traces(settings, "api"),
-            create_pool(settings, name="server", size=POOL_SIZE, statement_seconds=STATEMENT_SECONDS) as pool,
+            create_pool(
+                settings, name="server", size=POOL_SIZE, statement_seconds=STATEMENT_SECONDS, only_reads=True
+            ) as primary,
+            open_reading(settings, primary, size=POOL_SIZE, statement_seconds=STATEMENT_SECONDS) as pool,
             open_redis(settings, retries=REDIS_RETRIES) as redis,
-            open_live(settings, redis, limits.prices_behind) as live,
+            open_live(settings, redis, primary, limits.prices_behind) as live,
         ):
             yield {
                 "pool": pool,
+                "primary": primary,
                 "redis": redis,
                 "settings": settings,
                 "access": access,

@@ -1,16 +1,19 @@
 """`/livez`: the process answers. `/readyz`: what it needs, one entry each; 503 when PostgreSQL or Redis is away.
 
-And as soon as the process is told to end, so that a proxy asks others before it does.
+And as soon as the process is told to end, so that a proxy asks others before it does. Where standbys are read from they
+have an entry of their own, and the primary's outage is a warning.
 """
 
 import asyncio
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from server.context import Context
+from server.reading import StandbyPool
 from server.schema.tickers import select_tickers
+from shared.db import Pool
 from shared.errors import QueueUnavailable, StorageUnavailable
 from shared.migrate import read_migrations, select_version
 from shared.queue import select_live_workers, within_deadline
@@ -34,9 +37,17 @@ async def livez(_: Request) -> Response:
 async def readyz(request: Request) -> Response:
     if request.app.state.is_draining:
         return JSONResponse(DRAINING, 503, headers={"Cache-Control": "no-store"})
-    context = Context(request.state.pool, request.state.redis, request.state.settings)
-    (postgres, prices), (redis, worker) = await asyncio.gather(_storage(context), _queue(context))
+    state = request.state
+    context = Context(state.primary, state.redis, state.settings)
+    (postgres, prices), (redis, worker), standbys = await asyncio.gather(
+        _storage(context), _queue(context), _standbys(state.pool, context)
+    )
     dependencies = {"postgres": postgres, "redis": redis, "worker": worker, "prices": prices}
+    if standbys is not None:
+        if postgres.status == DOWN and standbys.status != DOWN:
+            # As when another server is about to take the primary's place: what is asked meanwhile is answered.
+            dependencies["postgres"] = Dependency(WARNING, f"{postgres.reason} The standbys are read from.")
+        dependencies["standbys"] = standbys
     is_down = any(dependency.status == DOWN for dependency in dependencies.values())
     body = {
         "status": DOWN if is_down else OK,
@@ -62,6 +73,18 @@ async def _storage(context: Context) -> tuple[Dependency, Dependency]:
         if t.stale
     ]
     return Dependency(OK), Dependency(WARNING, "; ".join(stale)) if stale else Dependency(OK)
+
+
+async def _standbys(pool: Pool, context: Context) -> Dependency | None:
+    """Whether there is something to read from, and what of it is behind; `None` where no standbys are named."""
+    if not isinstance(pool, StandbyPool):
+        return None
+    reads, prices = await _storage(replace(context, pool=pool))
+    if reads.status == DOWN:
+        return reads
+    if pool.fault is not None:
+        return Dependency(WARNING, f"reads go to the primary: {pool.fault}")
+    return prices
 
 
 async def _queue(context: Context) -> tuple[Dependency, Dependency]:

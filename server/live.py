@@ -91,7 +91,8 @@ class PriceFeed:
 
     async def _read(self, pool: Pool) -> bool:
         """Answers whether there is more to read."""
-        if self._position is None or self._is_new_connection:
+        # A pooler's connection may lead to another server without a word.
+        if self._position is None or self._is_new_connection or self._settings.database_pooler:
             last = await select_last_position(pool)
             if self._position is None or last.batch < self._position.batch:  # another database, or an older copy
                 self._position = last
@@ -190,15 +191,20 @@ async def _in_turns(stored: Sequence[Stored]) -> AsyncGenerator[Price]:
 
 
 class Live:
-    def __init__(self, settings: Settings, redis: ArqRedis, kept: int) -> None:
+    def __init__(self, settings: Settings, redis: ArqRedis, pool: Pool, kept: int) -> None:
+        self.pool = pool
+        "What comes before the log is read from where the log is, too: a standby may be behind it."
         self.prices = PriceFeed(settings, kept)
         self.jobs = JobFeed(redis)
 
 
 @asynccontextmanager
-async def open_live(settings: Settings, redis: ArqRedis, kept: int) -> AsyncIterator[Live]:
-    """Follow prices and fetches for as long as the process runs. `kept`: prices that a follower may be behind."""
-    live = Live(settings, redis, kept)
+async def open_live(settings: Settings, redis: ArqRedis, pool: Pool, kept: int) -> AsyncIterator[Live]:
+    """Follow prices and fetches for as long as the process runs. `kept`: prices that a follower may be behind.
+
+    `pool`: of the primary.
+    """
+    live = Live(settings, redis, pool, kept)
     tasks = [asyncio.create_task(live.prices.run()), asyncio.create_task(live.jobs.run())]
     try:
         yield live

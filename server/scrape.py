@@ -50,9 +50,10 @@ async def metrics(request: Request) -> Response:
         headers = {"WWW-Authenticate": "Bearer"}
         return PlainTextResponse("This needs the header `Authorization: Bearer <API_TOKEN>`.\n", 401, headers)
     counted: Metrics = state.metrics
-    shared = await asyncio.gather(_stored(state.pool, state.settings), _queued(state.redis))
+    shared = await asyncio.gather(_stored(state.primary, state.settings), _queued(state.redis))
     encode, content_type = choose_encoder(", ".join(request.headers.getlist("accept")))
-    found = [*counted.collect(), *pool_metrics({"main": state.pool}), *_told(state.settings, *shared)]
+    pools = {"main": state.primary} if state.pool is state.primary else {"main": state.primary, "standbys": state.pool}
+    found = [*counted.collect(), *pool_metrics(pools), *_told(state.settings, *shared)]
     return Response(encode(Scrape(found)), headers={"Content-Type": content_type, "Cache-Control": "no-store"})
 
 

@@ -1,7 +1,7 @@
-"""The WebSocket `/graphql`: the protocol graphql-transport-ws, and what bounds a socket. Our own, for two reasons.
+"""The WebSocket `/graphql`: the protocol graphql-transport-ws, and what bounds a socket.
 
-An event is written once and sent to all who asked for it, and what is sent waits for the peer, so a peer that does not
-read holds what uvicorn buffers (64 KiB) and a place in the log of `server/live.py`.
+Our own: an event is written once and sent to all who asked for it, and what is sent waits for the peer, so one that
+does not read holds what uvicorn buffers (64 KiB) and a place in the log of `server/live.py`.
 """
 
 import asyncio
@@ -86,10 +86,7 @@ class Sockets:
 
 
 def is_allowed_origin(headers: Headers, settings: Settings, scheme: str) -> bool:
-    """A page may open a socket if it comes from this server or from one of CORS_ORIGINS; a browser tells which.
-
-    `scheme`: the socket's.
-    """
+    """A page may open a socket (of `scheme`) if it comes from this server or from one of CORS_ORIGINS."""
     origin = headers.get("origin")
     if origin is None or origin in settings.cors_origins or "*" in settings.cors_origins:
         return True

@@ -14,13 +14,13 @@ import asyncpg
 
 from shared.db import Pool, fetch, fetch_row
 from shared.grid import EPOCH
+from shared.hosts import write_hosts
 from shared.pool import Connection
 from shared.prices import COLUMNS, Price, price_of
 from shared.settings import Settings
 
 CHANNEL = "prices"
 
-_CONNECT_SECONDS = 1.0
 _AFTER_ALL_TICKERS = "~"
 
 
@@ -43,12 +43,15 @@ class Stored(NamedTuple):
 def listen(settings: Settings, connected: Callable[[], None], heard: Callable[[], None]) -> Pool:
     """A pool of the one connection that hears announcements. `connected`: it is new, what was said before is lost."""
 
+    hosts = write_hosts(settings.database_url)
+
     async def connect() -> Connection:
-        connection: Connection = await asyncpg.connect(
-            settings.database_url,
-            timeout=_CONNECT_SECONDS,
-            server_settings={"application_name": "server, live", "timezone": "UTC", "jit": "off"},
-        )
+        session = {"application_name": "server, live", "timezone": "UTC"}
+        if settings.database_pooler:  # which passes no word on, and would keep who listens
+            connection = await hosts.connect(statement_cache_size=0, server_settings=session)
+            connected()
+            return connection
+        connection = await hosts.connect(server_settings={**session, "jit": "off"})
         try:
             await connection.add_listener(CHANNEL, lambda *_: heard())
         except asyncpg.InternalClientError as error:  # PostgreSQL said goodbye before it was asked anything

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 
 from shared.errors import StorageUnavailable
-from shared.pool import Connection
+from shared.hosts import write_hosts
 from shared.pool import Pool as Pool
 from shared.settings import Settings
 
@@ -23,7 +23,6 @@ STATEMENT_SECONDS = 6
 
 WRITE_SECONDS = 5.0
 LOCK_SECONDS = 2
-_CONNECT_SECONDS = 1.0
 
 _AWAY = (
     OSError,
@@ -38,41 +37,66 @@ _AWAY = (
     asyncpg.LockNotAvailableError,
     asyncpg.UndefinedTableError,  # not migrated yet
     asyncpg.PostgresSystemError,
+    asyncpg.TransactionRollbackError,  # a standby that had to replay what the statement was in the way of; a deadlock
 )
 
+_LOST = (
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TransactionRollbackError,
+    ConnectionError,
+)
+"What has befallen a statement and need not befall it again on another connection."
 
-def create_pool(settings: Settings, *, name: str, size: int = 10, statement_seconds: float = STATEMENT_SECONDS) -> Pool:
+
+def create_pool(
+    settings: Settings,
+    *,
+    name: str,
+    size: int = 10,
+    statement_seconds: float = STATEMENT_SECONDS,
+    only_reads: bool = False,
+) -> Pool:
     """A pool that connects when first used, so that a process starts, and recovers, without PostgreSQL.
 
     `name` is shown in `pg_stat_activity`; `size` is the most connections it opens. `statement_seconds`: just over the
-    longest deadline that any of its statements is given.
+    longest deadline that any of its statements is given. `only_reads`: see `Pool`.
     """
-
-    async def connect() -> Connection:
-        return await asyncpg.connect(
-            settings.database_url,
-            timeout=_CONNECT_SECONDS,
-            # A plan that is kept takes 30 KiB for each field it reads, on each connection, and anyone may ask for more.
-            statement_cache_size=100,
-            max_cacheable_statement_size=4096,
-            server_settings={
-                "application_name": name,
-                "timezone": "UTC",
-                "datestyle": "ISO",
-                # A LIMIT that is a parameter would otherwise be planned anew on every call.
-                "plan_cache_mode": "force_generic_plan",
-                "jit": "off",
-                # What a client has stopped waiting for must not run on: cancelled here, PostgreSQL would never know.
-                "statement_timeout": str(int(statement_seconds * 1000)),
-                "lock_timeout": str(LOCK_SECONDS * 1000),
-            },
-        )
-
-    return Pool(connect, size)
+    hosts = write_hosts(settings.database_url)
+    options = connection_options(settings, name, statement_seconds)
+    return Pool(lambda: hosts.connect(**options), size, only_reads=only_reads)
 
 
-async def fetch(pool: Pool, sql: str, *arguments: object, timeout: float = DEADLINE_SECONDS) -> list[asyncpg.Record]:
-    """Run one statement, answer its rows. Raises `StorageUnavailable` after `timeout` seconds or without PostgreSQL."""
+def connection_options(settings: Settings, name: str, statement_seconds: float) -> dict[str, Any]:
+    """For asyncpg. A pooler in transaction mode keeps no statement and refuses to set what it does not track itself."""
+    session = {"application_name": name, "timezone": "UTC", "datestyle": "ISO"}
+    if settings.database_pooler:
+        return {"statement_cache_size": 0, "server_settings": session}
+    return {
+        # A plan that is kept takes 30 KiB for each field it reads, on each connection, and anyone may ask for more.
+        "statement_cache_size": 100,
+        "max_cacheable_statement_size": 4096,
+        "server_settings": {
+            **session,
+            # A LIMIT that is a parameter would otherwise be planned anew on every call.
+            "plan_cache_mode": "force_generic_plan",
+            "jit": "off",
+            # What a client has stopped waiting for must not run on: cancelled here, PostgreSQL would never know.
+            "statement_timeout": str(int(statement_seconds * 1000)),
+            "lock_timeout": str(LOCK_SECONDS * 1000),
+        },
+    }
+
+
+async def fetch(
+    pool: Pool, sql: str, *arguments: object, timeout: float = DEADLINE_SECONDS, is_second: bool = False
+) -> list[asyncpg.Record]:
+    """Run one statement, answer its rows. Raises `StorageUnavailable` after `timeout` seconds or without PostgreSQL.
+
+    `is_second`: it is not run again, where it only reads and its server is lost.
+    """
     try:
         deadline = time.monotonic() + timeout
         connection = pool.take_idle(deadline) or await pool.take(deadline)
@@ -82,9 +106,22 @@ async def fetch(pool: Pool, sql: str, *arguments: object, timeout: float = DEADL
             # The server is still at it: its place in the pool is free when it has confirmed that it is not any more.
             pool.give_back_settled(connection)
             raise
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, asyncpg.InternalClientError) or (
+                isinstance(error, AttributeError) and connection.is_closed()
+            ):
+                # asyncpg does not see that PostgreSQL said goodbye before it was asked, or that a connection was closed
+                # between two messages of one statement.
+                connection.terminate()
+                error = ConnectionResetError(describe(error))
+            if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+                connection.terminate()
+                pool.renew()  # the primary was demoted; who connects anew finds the one that took its place
             pool.give_back(connection)
-            raise
+            seconds_left = deadline - time.monotonic()
+            if is_second or not pool.only_reads or not _is_lost(error) or seconds_left <= 0:
+                raise error
+            return await fetch(pool, sql, *arguments, timeout=seconds_left, is_second=True)
         pool.give_back(connection)
         return rows
     except _AWAY as error:
@@ -106,6 +143,10 @@ async def write(pool: Pool, sql: str, *arguments: object, timeout: float) -> lis
     except asyncpg.PostgresError as error:  # a right that was taken away, a trigger that fails, a broken index …
         logger.exception("PostgreSQL cannot store")
         raise StorageUnavailable("The price storage does not take prices.", is_answered=True) from error
+
+
+def _is_lost(error: BaseException) -> bool:
+    return isinstance(error, _LOST) and not isinstance(error, ValueError)
 
 
 def describe(error: BaseException) -> str:

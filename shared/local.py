@@ -101,6 +101,8 @@ class Stack:
         for name, server in self._servers.items():
             await server.until_ready()
             self._env[name] = server.url
+            if name == "DATABASE_URL":  # what is said of another database is not about this one
+                self._env |= {"DATABASE_READ_URL": server.url, "DATABASE_POOLER": "0"}
             self._keep_running(server)
 
     async def _migrate(self) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import asyncpg
 
 from shared.db import Pool, describe, fetch_row
+from shared.hosts import write_hosts
 from shared.log import configure_logging
 from shared.settings import SettingsError, load_settings
 
@@ -53,10 +54,13 @@ def read_migrations(directory: Path = DIRECTORY) -> list[Migration]:
 async def migrate(dsn: str, migrations: Sequence[Migration] | None = None) -> list[str]:
     """Bring the database up to date; answers the names that were applied now."""
     migrations = read_migrations() if migrations is None else migrations
-    connection = await asyncpg.connect(dsn, timeout=5, server_settings={"application_name": "migrate"})
+    # Nothing is kept or set beyond a transaction: that works behind a pooler too.
+    connection = await write_hosts(dsn).connect(
+        5, statement_cache_size=0, server_settings={"application_name": "migrate"}
+    )
     try:
-        await connection.execute("set lock_timeout = '60s'")
         async with connection.transaction():
+            await connection.execute("set local statement_timeout = 0; set local lock_timeout = '60s'")
             await connection.execute("select pg_advisory_xact_lock($1::bigint)", _LOCK)
             await connection.execute("""
                 create table if not exists schema_migrations (
@@ -83,8 +87,10 @@ async def select_version(pool: Pool) -> int:
 
 
 async def _apply(connection: "asyncpg.Connection[asyncpg.Record]", migration: Migration) -> bool:
-    """Apply one migration unless it is recorded. The lock is the transaction's: that works behind a pooler too."""
+    """Apply one migration unless it is recorded."""
     async with connection.transaction():
+        # Whatever the database gives everyone: an index takes its time.
+        await connection.execute("set local statement_timeout = 0; set local lock_timeout = '60s'")
         await connection.execute("select pg_advisory_xact_lock($1::bigint)", _LOCK)
         applied = await connection.fetchval(
             "select checksum from schema_migrations where version = $1", migration.version

@@ -29,6 +29,9 @@ _CLOSE_SECONDS = 1.0
 _IDLE_SECONDS = 300.0
 "What lies idle for longer may have been dropped on the way, by something that does not say so."
 
+_HEARD_SECONDS = 1.0
+"Who has answered within the last second is there."
+
 _CLOSED = "the pool is closed"
 
 
@@ -36,15 +39,17 @@ class Pool:
     """`size` is the most connections it opens; who comes when all are in use waits, in order.
 
     A deadline is a time of `time.monotonic`. A connection that has not come back by then is closed, under whoever has
-    it.
+    it. `only_reads`: nothing is changed through it, so that a statement whose server is lost may be run again.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]], size: int) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[Connection]], size: int, *, only_reads: bool = False) -> None:
+        self.only_reads = only_reads
         self._connect = connect
         self._size = size
         self._open = 0
         self._idle: list[tuple[Connection, float]] = []
         self._lent: dict[Connection, float] = {}
+        self._outdated: set[Connection] = set()
         self._waiting: deque[tuple[asyncio.Future[Connection | None], float, float]] = deque()
         "With the deadline, and since when."
         self.waited = 0.0
@@ -123,7 +128,8 @@ class Pool:
 
     def give_back(self, connection: Connection) -> None:
         del self._lent[connection]
-        if connection.is_closed() or not self._size:
+        if connection.is_closed() or not self._size or (self._outdated and connection in self._outdated):
+            self._outdated.discard(connection)
             self._open -= 1
             connection.terminate()
             self._wake(None)
@@ -135,6 +141,22 @@ class Pool:
         task = self._loop.create_task(self._settle(connection))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
+
+    def renew(self) -> None:
+        """Use none of the connections again that there are now: they lead to a server that is not the right one."""
+        self._drop_idle(time.monotonic())
+        self._outdated.update(self._lent)
+
+    def connections(self) -> list[Connection]:
+        return [*(connection for connection, _ in self._idle), *self._lent]
+
+    def _drop_idle(self, since: float) -> None:
+        """Those that have not been used after `since`."""
+        for connection, used in self._idle:
+            if used <= since:
+                connection.terminate()
+                self._open -= 1
+        self._idle = [(connection, used) for connection, used in self._idle if used > since]
 
     async def _settle(self, connection: Connection) -> None:
         try:
@@ -192,10 +214,14 @@ class Pool:
 
     def _sweep(self) -> None:
         now = time.monotonic()
-        for connection in [connection for connection, deadline in self._lent.items() if deadline <= now]:
+        silent = [connection for connection, deadline in self._lent.items() if deadline <= now]
+        for connection in silent:
             logger.warning("PostgreSQL did not answer in time, a connection is closed")
             connection.terminate()
             self.cut_off += 1
+        if silent:
+            # The whole server may have gone without a word. Then each of these would cost somebody a deadline.
+            self._drop_idle(now - _HEARD_SECONDS)
         for future, deadline, _ in self._waiting:
             if deadline <= now and not future.done():
                 future.set_exception(TimeoutError())

@@ -12,36 +12,14 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from shared.redis_url import SENTINEL_URL_RULE, is_sentinel_url, parse_sentinel_url
-from shared.tokens import TOKEN_RULE, read_token_file, split_tokens
+from shared.database_url import READ_TARGETS, WRITE_TARGETS, clean_database_url
+from shared.database_url import is_host as _is_host
+from shared.redis_url import is_sentinel_url, parse_sentinel_url
+from shared.refusals import explain
+from shared.tokens import read_token_file, split_tokens
 
 TICKER_PATTERN = re.compile(r"[a-z0-9-]+_[a-z0-9]+")
 MAX_TICKER_LENGTH = 64
-
-_ACCEPTED = {
-    "DATABASE_URL": "postgresql://user:password@host:5432/database (postgresql+asyncpg:// works too)",
-    "REDIS_URL": f"redis://[:password@]host:6379/0 or rediss://…; {SENTINEL_URL_RULE}",
-    "DERIBIT_BASE_URL": "an http(s) URL such as https://www.deribit.com/api/v2",
-    "TICKERS": "comma-separated index names such as btc_usd,eth_usd",
-    "FETCH_INTERVAL_SECONDS": "a divisor of 60, or a multiple of 60 that divides 3600",
-    "HEAL_LOOKBACK_HOURS": "a whole number from 1 to 8760",
-    "RETENTION_DAYS": "a whole number from 1 to 36500, no shorter than HEAL_LOOKBACK_HOURS; unset to keep everything",
-    "PORT": "a port number from 1 to 65535",
-    "METRICS_PORT": "a port number from 1 to 65535, or 0 for none",
-    "DRAIN_SECONDS": "a whole number from 0 to 600",
-    "API_TOKEN": TOKEN_RULE,
-    "REQUIRE_TOKEN_FOR_READS": "1 or 0",
-    "INTROSPECTION": "1 or 0",
-    "ALLOW_ANONYMOUS_MUTATIONS": "1 or 0",
-    "FETCH_LIMIT_PER_CLIENT": "a whole number from 0, which is no limit, to 1000000",
-    "FETCH_LIMIT_OVERALL": "a whole number from 0, which is no limit, to 1000000",
-    "FORWARDED_ALLOW_IPS": "comma-separated addresses and networks such as 127.0.0.1,10.0.0.0/8, or * for all",
-    "CORS_ORIGINS": "comma-separated origins such as https://example.com, or * for all",
-    "LOG_LEVEL": "debug, info, warning or error",
-    "LOG_FORMAT": "console or json",
-    "OTEL_EXPORTER_OTLP_ENDPOINT": "the http(s) URL of a collector such as http://localhost:4318",
-}
-_SECRET = {"API_TOKEN"}
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 
@@ -54,6 +32,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, frozen=True, extra="ignore")
 
     database_url: str = Field(repr=False)
+    database_read_url: str | None = Field(default=None, repr=False)
+    database_pooler: bool = False
     redis_url: str = Field(repr=False)
     deribit_base_url: str = "https://www.deribit.com/api/v2"
     tickers: CommaSeparated = ("btc_usd", "eth_usd")
@@ -81,14 +61,12 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _database_url(cls, value: str) -> str:
-        scheme, separator, rest = value.strip().partition("://")
-        if scheme not in {"postgres", "postgresql", "postgresql+asyncpg"} or not separator or re.search(r"\s", rest):
-            raise ValueError("not a PostgreSQL URL")
-        hosts, _, tail = rest.rpartition("@")[2].partition("/")
-        if not (hosts or tail) or not all(_is_host(host) for host in hosts.split(",")):
-            raise ValueError("not a PostgreSQL host")
-        # SQLAlchemy's asyncpg form says ssl where libpq, and asyncpg itself, say sslmode.
-        return "postgresql://" + re.sub(r"([?&])ssl=", r"\1sslmode=", rest)
+        return clean_database_url(value, WRITE_TARGETS)
+
+    @field_validator("database_read_url")
+    @classmethod
+    def _database_read_url(cls, value: str | None) -> str | None:
+        return value and clean_database_url(value, READ_TARGETS)
 
     @field_validator("redis_url")
     @classmethod
@@ -217,13 +195,7 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        raise SettingsError(_explain(error)) from None
-
-
-def _is_host(text: str) -> bool:
-    """A name or an address, with or without a port; nothing is the local socket, where that is allowed."""
-    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.%~-]*)(:(\d{1,5}))?", text, re.ASCII)
-    return match is not None and int(match[3] or 1) in range(1, 65_536)
+        raise SettingsError(explain(error)) from None
 
 
 def _is_loopback(host: str) -> bool:
@@ -239,28 +211,3 @@ def _split(value: Any, *, lower: bool = False) -> Any:
         return value
     items = (item.strip() for item in (value.lower() if lower else value).split(","))
     return tuple(dict.fromkeys(item for item in items if item))
-
-
-def _explain(error: ValidationError) -> str:
-    lines = ["The settings cannot be used:"]
-    for problem in error.errors():
-        name = str(problem["loc"][0]).upper()
-        accepted = _ACCEPTED.get(name, "")
-        if problem["type"] == "missing":
-            lines.append(f"  {name} is not set; accepted: {accepted}")
-        else:
-            lines.append(f"  {name}={_masked(name, problem['input'])} is refused; accepted: {accepted}")
-    return "\n".join(lines)
-
-
-def _masked(name: str, value: Any) -> str:
-    """The value as given, without what must not be seen in a terminal or a log."""
-    if name in _SECRET:
-        return "***"
-    text = ",".join(value) if isinstance(value, tuple) else str(value)
-    if name.endswith(("_URL", "_ENDPOINT")):
-        # Between the user's name and the last @, and in a parameter: wherever a password may stand, well-formed or not.
-        # The parameter first, for it may have an @; that is left, so that what is before it counts as a password too.
-        text = re.sub(r"(password=)(?:[^&]*(@))?[^&]*", r"\1***\2", text, flags=re.IGNORECASE)
-        text = re.sub(r"^((?:[\w+.-]*:)?//[^/@:]*|[^/@:]*):.*@", r"\1:***@", text)
-    return text

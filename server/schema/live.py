@@ -44,7 +44,7 @@ class Subscription:
         if not names:
             raise BadUserInput("tickers is empty; accepted are one or more, or null for all.")
         start = None if since is None else instant(since, "since")
-        return context.following.prices.updates(context.pool, names, start)
+        return context.following.prices.updates(context.following.pool, names, start)
 
     @strawberry.subscription(
         graphql_type=FetchJob,

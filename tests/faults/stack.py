@@ -43,6 +43,8 @@ class Stack:
     exchange_port: int = field(default_factory=lambda: quiet_port())
     api_port: int = field(default_factory=lambda: quiet_port())
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)
+    "What the environment says otherwise than below."
     http: httpx.AsyncClient = field(default_factory=lambda: httpx.AsyncClient(timeout=10))
 
     @property
@@ -61,6 +63,7 @@ class Stack:
             # One address asks for more fetches here than a person ever would.
             "FETCH_LIMIT_PER_CLIENT": "0",
             "FETCH_LIMIT_OVERALL": "0",
+            **self.variables,
         }
 
     def start(self, module: str, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:

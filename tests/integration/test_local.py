@@ -81,7 +81,8 @@ EXPECTED = {"data": {"latestPrice": {"ticker": "btc_usd", "testnet": True}}}
 @needs_linux
 async def test_demo(tmp_path: Path, demos: list[Demo]) -> None:
     port = free_port()
-    demo = Demo(tmp_path, port, DATABASE_URL="postgresql://elsewhere/deribit")
+    elsewhere = "postgresql://elsewhere/deribit"
+    demo = Demo(tmp_path, port, DATABASE_URL=elsewhere, DATABASE_READ_URL=elsewhere, DATABASE_POOLER="1")
     demos.append(demo)
     await demo.said("Ready after")
     await demo.said("healed")

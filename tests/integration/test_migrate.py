@@ -110,6 +110,12 @@ async def test_a_changed_old_migration_is_an_error_that_names_the_file(dsn: str,
     assert "later" not in await select_tables(empty_pool)
 
 
+async def test_a_migration_may_take_longer_than_the_database_gives_a_statement(dsn: str, empty_pool: Pool) -> None:
+    await fetch(empty_pool, f"alter database {urlsplit(dsn).path[1:]} set statement_timeout = '50ms'")
+    slow = Migration(1, "0001_slow", "select pg_sleep(0.2)")
+    assert await migrate(dsn, [slow]) == ["0001_slow"]
+
+
 async def test_a_failing_migration_leaves_nothing_and_can_be_mended(dsn: str, empty_pool: Pool) -> None:
     first = Migration(1, "0001_first", "create table first (id integer)")
     failing = Migration(2, "0002_second", "create table second (id integer); insert into second values ('no number');")

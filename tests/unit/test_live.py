@@ -52,6 +52,7 @@ class Feed:
 
 
 class Live:
+    pool = None
     prices = Feed()
 
 

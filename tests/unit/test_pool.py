@@ -7,6 +7,8 @@ from typing import Any, cast
 import asyncpg
 import pytest
 
+from shared.db import fetch
+from shared.errors import StorageUnavailable
 from shared.pool import Connection, Pool
 
 
@@ -162,3 +164,79 @@ async def test_how_long_the_first_in_line_has_waited() -> None:
         pool.give_back(await waiting)
         while pool.waited:
             await asyncio.sleep(0.01)
+
+
+async def test_no_connection_is_used_again_once_renewed() -> None:
+    pool = pool_of(2)
+    idle, lent = await pool.take(in_seconds(5)), await pool.take(in_seconds(5))
+    pool.give_back(idle)
+    pool.renew()
+    assert (idle.is_closed(), lent.is_closed()) == (True, False)
+    pool.give_back(lent)
+    assert lent.is_closed()
+    fresh = [await pool.take(in_seconds(5)) for _ in range(2)]
+    pool.give_back(fresh[0])
+    assert pool.take_idle(in_seconds(5)) is fresh[0]
+
+
+async def test_when_one_is_silent_those_not_heard_of_lately_are_closed_too() -> None:
+    """They lead to the same server, and each would cost somebody a deadline."""
+    pool = pool_of(3)
+    old, recent, silent = [await pool.take(in_seconds(60)) for _ in range(3)]
+    pool.give_back(old)
+    pool.give_back(recent)
+    pool._idle[0] = (old, in_seconds(-1.5))
+    pool._lend(silent, in_seconds(0.01))
+    while not silent.is_closed():
+        await asyncio.sleep(0.01)
+    pool.give_back(silent)
+    assert (old.is_closed(), recent.is_closed()) == (True, False)
+    assert pool.take_idle(in_seconds(60)) is recent
+
+
+class Answering(FakeConnection):
+    def __init__(self, outcomes: list[Any]) -> None:
+        self.outcomes = outcomes
+
+    async def fetch(self, _: str) -> list[Any]:
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, AttributeError):
+            self.terminate()
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return [outcome]
+
+
+def pool_answering(*outcomes: Any, only_reads: bool) -> Pool:
+    left = list(outcomes)
+
+    async def connect() -> Connection:
+        return cast(Connection, Answering(left))
+
+    return Pool(connect, 1, only_reads=only_reads)
+
+
+ROW: Any = "row"
+LOST = [
+    asyncpg.InternalClientError("cannot switch to state 11"),  # PostgreSQL said goodbye before it was asked
+    AttributeError("'NoneType' object has no attribute 'bind_execute'"),  # closed between two messages
+    asyncpg.ConnectionDoesNotExistError("closed in the middle of operation"),
+    asyncpg.SerializationError("canceling statement due to conflict with recovery"),
+]
+
+
+@pytest.mark.parametrize("lost", LOST)
+async def test_a_statement_that_lost_its_connection_is_run_again_once_where_it_only_reads(lost: Exception) -> None:
+    pool = pool_answering(lost, ROW, lost, lost, ROW, only_reads=True)
+    assert await fetch(pool, "select") == [ROW]
+    with pytest.raises(StorageUnavailable):
+        await fetch(pool, "select")
+    assert await fetch(pool, "select") == [ROW]
+
+
+@pytest.mark.parametrize("lost", LOST)
+async def test_a_statement_that_may_write_is_run_once(lost: Exception) -> None:
+    pool = pool_answering(lost, ROW, only_reads=False)
+    with pytest.raises(StorageUnavailable):
+        await fetch(pool, "select")
+    assert await fetch(pool, "select") == [ROW]

@@ -20,6 +20,8 @@ GRID = [1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30, 60, 120, 180, 240, 300, 360, 600, 
 def test_defaults_are_those_of_the_contract(load: Loader) -> None:
     assert load().model_dump() == {
         "database_url": "postgresql://localhost/prices",
+        "database_read_url": None,
+        "database_pooler": False,
         "redis_url": "redis://localhost:6379/0",
         "deribit_base_url": "https://www.deribit.com/api/v2",
         "tickers": ("btc_usd", "eth_usd"),
@@ -87,6 +89,21 @@ def test_database_urls_that_work(load: Loader, given_url: str, kept: str | None)
 
 
 @pytest.mark.parametrize(
+    ("given_url", "kept"),
+    [
+        ("postgres://u:p@one,two:5433/db", "postgresql://u:p@one,two:5433/db"),
+        ("postgresql://h/db?target_session_attrs=standby", None),
+        (
+            "postgresql://h/db?ssl=require&target_session_attrs=any",
+            "postgresql://h/db?sslmode=require&target_session_attrs=any",
+        ),
+    ],
+)
+def test_urls_of_standbys_that_work(load: Loader, given_url: str, kept: str | None) -> None:
+    assert load(DATABASE_READ_URL=given_url).database_read_url == (kept or given_url)
+
+
+@pytest.mark.parametrize(
     "url",
     ["redis://h", "redis://h:6379/15", "rediss://:p%40ss@h:6380/0", "redis://user:secret@h/0", "redis://[::1]:6379/0"],
 )
@@ -138,6 +155,7 @@ def test_the_interval_is_one_that_the_grid_allows() -> None:
     [
         ("HEAL_LOOKBACK_HOURS", "1", 1),
         ("HEAL_LOOKBACK_HOURS", "8760", 8760),
+        ("DATABASE_POOLER", "1", True),
         ("PORT", "65535", 65535),
         ("DRAIN_SECONDS", "0", 0),
         ("DRAIN_SECONDS", "600", 600),

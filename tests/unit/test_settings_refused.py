@@ -16,6 +16,12 @@ from tests.unit.conftest import Loader
         ("DATABASE_URL", "postgresql://h:port/db"),
         ("DATABASE_URL", "postgresql://h:99999/db"),
         ("DATABASE_URL", "h:5432/db"),
+        ("DATABASE_URL", "postgresql://h/db?target_session_attrs=standby"),
+        ("DATABASE_URL", "postgresql://h/db?target_session_attrs=primery"),
+        ("DATABASE_READ_URL", "mysql://h/db"),
+        ("DATABASE_READ_URL", "postgresql://h:99999/db"),
+        ("DATABASE_READ_URL", "postgresql://h/db?target_session_attrs=nearest"),
+        ("DATABASE_POOLER", "transaction"),
         ("REDIS_URL", "http://h"),
         ("REDIS_URL", "redis://"),
         ("REDIS_URL", "redis://h/zero"),
@@ -118,7 +124,7 @@ def test_a_refused_token_is_not_shown(load: Loader, token: str) -> None:
         "postgresql:user:hunter2@h:5432/db",
     ],
 )
-@pytest.mark.parametrize("name", ["DATABASE_URL", "REDIS_URL"])
+@pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_READ_URL", "REDIS_URL"])
 def test_a_refused_urls_password_is_not_shown(load: Loader, name: str, url: str) -> None:
     message = load.message(**{name: url})
     assert name in message
@@ -170,6 +176,9 @@ def test_what_has_no_default_has_to_be_set(monkeypatch: pytest.MonkeyPatch, empt
 
 def test_settings_do_not_show_secrets_when_printed(load: Loader) -> None:
     settings = load(
-        DATABASE_URL="postgresql://u:hunter2@h/db", REDIS_URL="redis://:hunter2@h", API_TOKEN="hunter2hunter2"
+        DATABASE_URL="postgresql://u:hunter2@h/db",
+        DATABASE_READ_URL="postgresql://u:hunter2@h/db",
+        REDIS_URL="redis://:hunter2@h",
+        API_TOKEN="hunter2hunter2",
     )
     assert "hunter2" not in repr(settings)
