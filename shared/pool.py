@@ -55,6 +55,7 @@ class Pool:
         self.waited = 0.0
         "Seconds that the first in line has waited, as of the last look at the deadlines."
         self._sweep_timer: asyncio.TimerHandle | None = None
+        self._overdue: dict[Connection, float] = {}
         self._settling: set[asyncio.Task[None]] = set()
         self.waits = 0
         "How often a connection had to be waited for."
@@ -214,7 +215,10 @@ class Pool:
 
     def _sweep(self) -> None:
         now = time.monotonic()
-        silent = [connection for connection, deadline in self._lent.items() if deadline <= now]
+        overdue = {connection: deadline for connection, deadline in self._lent.items() if deadline <= now}
+        # Where it is the loop that comes late, PostgreSQL's answer may be here and unread: until the next look.
+        silent = [connection for connection, deadline in overdue.items() if self._overdue.get(connection) == deadline]
+        self._overdue = overdue
         for connection in silent:
             logger.warning("PostgreSQL did not answer in time, a connection is closed")
             connection.terminate()

@@ -240,3 +240,30 @@ async def test_a_statement_that_may_write_is_run_once(lost: Exception) -> None:
     with pytest.raises(StorageUnavailable):
         await fetch(pool, "select")
     assert await fetch(pool, "select") == [ROW]
+
+
+@pytest.mark.parametrize(("is_open", "raised"), [(False, StorageUnavailable), (True, AttributeError)])
+async def test_a_connection_closed_between_two_steps_is_storage_away(is_open: bool, raised: type[Exception]) -> None:
+    """asyncpg takes its protocol from a closed connection, and then asks it for the next step."""
+    opened: list[Any] = []
+    pool = pool_of(1, opened)
+    pool.give_back(await pool.take(in_seconds(5)))
+
+    async def fail(_: str) -> list[Any]:
+        opened[0].is_open = is_open
+        raise AttributeError("'NoneType' object has no attribute 'bind_execute'")
+
+    opened[0].fetch = fail
+    with pytest.raises(raised):
+        await fetch(pool, "select 1")
+    assert (await pool.take(in_seconds(5)) is opened[0]) is is_open
+
+
+async def test_a_loop_that_comes_late_reads_first_and_closes_after() -> None:
+    pool = pool_of(1)
+    kept = await pool.take(in_seconds(0.2))
+    time.sleep(0.4)
+    await asyncio.sleep(0)
+    assert not kept.is_closed()
+    while not kept.is_closed():
+        await asyncio.sleep(0.01)
