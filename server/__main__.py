@@ -73,9 +73,12 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        protocol = cast(Callable[..., asyncio.Protocol], self.config.http_protocol_class)
         options = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
-        self.servers += await accept_more(self.servers, functools.partial(protocol, **options))
+
+        def protocol() -> asyncio.Protocol:  # looked up each time: draining replaces it
+            return cast(Callable[..., asyncio.Protocol], self.config.http_protocol_class)(**options)
+
+        self.servers += await accept_more(self.servers, protocol)
 
     async def on_tick(self, counter: int) -> bool:
         if counter % TICKS_A_SECOND == 0:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -95,10 +96,9 @@ class Pool:
         for future, _, _ in self._waiting:
             if not future.done():
                 future.set_exception(asyncpg.InterfaceError(_CLOSED))
-        for connection, _ in idle:
-            self._open -= 1
-            with contextlib.suppress(OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError):
-                await connection.close(timeout=_CLOSE_SECONDS)
+        self._open -= len(idle)
+        # At once, for a pooler may keep each of them waiting until its time is over.
+        await asyncio.gather(*(_close(connection) for connection, _ in idle))
 
     def take_idle(self, deadline: float) -> Connection | None:
         """The connection used last, unless none is idle. It must come back with `give_back`."""
@@ -222,6 +222,7 @@ class Pool:
         for connection in silent:
             logger.warning("PostgreSQL did not answer in time, a connection is closed")
             connection.terminate()
+            self._lent[connection] = math.inf
             self.cut_off += 1
         if silent:
             # The whole server may have gone without a word. Then each of these would cost somebody a deadline.
@@ -235,3 +236,8 @@ class Pool:
         self._sweep_timer = None
         if self._lent or self._waiting:
             self._watch()
+
+
+async def _close(connection: Connection) -> None:
+    with contextlib.suppress(OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError):
+        await connection.close(timeout=_CLOSE_SECONDS)

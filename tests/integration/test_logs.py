@@ -133,7 +133,7 @@ async def test_each_line_of_a_slots_job_names_it_and_its_ticker(
         "function": "fetch_prices",
         "slot": slot.isoformat(),
     }
-    warnings = [line for line in lines() if line["logger"] == "worker.jobs"]
+    warnings = [line for line in lines() if line["logger"] == "worker.attempts"]
     assert [(about(line), line["message"].split(":")[0]) for line in warnings] == [
         ({**job, "ticker": "btc_usd"}, "btc_usd")
     ]
@@ -153,7 +153,7 @@ async def test_jobs_that_run_together_are_told_apart_by_arq_too(
     assert sorted(written, key=str) == sorted(
         [
             *(
-                ("worker.jobs", {"job_id": job_id, "function": "fetch_prices", "ticker": ticker})
+                ("worker.attempts", {"job_id": job_id, "function": "fetch_prices", "ticker": ticker})
                 for ticker, job_id in jobs.items()
             ),
             ("arq.worker", {"job_id": broken}),

@@ -121,7 +121,7 @@ async def test_everything_through_a_pooler(pooled: Pooled, exchange: Starlette, 
         open_redis(pooled.settings, retries=1) as redis,
         create_http(pooled.settings, httpx.ASGITransport(exchange)) as http,
         serve_live(pooled.settings) as api,
-        api.socket() as follower,
+        api.socket(close_timeout=0.2) as follower,  # most of what it is sent is not read
     ):
         await follower.subscribe(FOLLOW, tickers=["btc_usd"])
         worker = Worker(pooled.settings, pool, redis, http, name="tests:1")

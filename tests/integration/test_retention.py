@@ -368,7 +368,7 @@ async def test_the_job_drops_and_says_so(
 async def test_a_worker_runs_the_job_when_its_time_has_come(worker: Worker) -> None:
     stored = await collect(worker, days=3)
     keeping_worker: Worker = keeping(worker, 1)["worker"]
-    [job] = [job for job in cron_jobs(keeping_worker) if job.coroutine is drop_old_prices]
+    [job] = [job for job in cron_jobs(keeping_worker) if job.name == "cron:drop_old_prices"]
     job.next_run = datetime.now(UTC)
     await create_worker(keeping_worker, [job], burst=True, handle_signals=False).run_check(max_burst_jobs=1)
     edge = slot_of(stored[-1].timestamp - DAY, DAY)
