@@ -190,6 +190,7 @@ async def test_latest_history_and_period_are_index_only_scans(pool: Pool) -> Non
         cross join generate_series($1::timestamptz, $1::timestamptz + interval '10000 minutes', interval '1 minute') at
         """,
         NOON,
+        timeout=20,
     )
     # The test server commits asynchronously, and vacuum trusts only what has been written out.
     await fetch(pool, "checkpoint", timeout=20)
