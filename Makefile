@@ -47,10 +47,10 @@ run: prepared
 demo: prepared
 	@exec $(BIN)/python -m shared.local demo
 
-# The faults' tests mostly wait, so three run at a time, after the others have had the machine to themselves.
+# The faults' tests mostly wait, so four run at a time, after the others have had the machine to themselves.
 test: prepared
-	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/integration tests/browser tests/fuzz
-	@$(BIN)/python -m pytest -n 3 tests/faults
+	@$(BIN)/python -m pytest -n 3 --dist loadfile tests/unit tests/integration tests/browser tests/fuzz
+	@$(BIN)/python -m pytest -n 4 tests/faults
 
 faults: .venv/installed
 	@FAULTS=long $(BIN)/python -m pytest -n 3 tests/faults

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import logging
 import math
@@ -64,7 +65,7 @@ class Server(uvicorn.Server):
             self._signalled_at = now
             if sig == signal.SIGTERM and self._drain_seconds and self.started:
                 self._drained_at = now + self._drain_seconds
-                self._loop.call_soon_threadsafe(self._begin_to_drain)
+                self._loop.call_soon_threadsafe(self._begin_to_drain, context=contextvars.Context())
             else:
                 self.should_exit = True
         elif now - self._signalled_at > REPEATED_SECONDS:

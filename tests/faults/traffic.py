@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -117,7 +118,8 @@ class Traffic:
             return all(client.answered for client in self.clients) and all(f.has_all_tickers for f in self.followers)
 
         await self._stack.wait_for(all_are_served, "everyone is answered")
-        self._begin = max(timestamp for follower in self.followers for _, timestamp in follower.seen)
+        # What they have may be of a first fill that the process was still reading.
+        self._begin = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
     @property
     def failures(self) -> list[tuple[float, str]]:

@@ -120,7 +120,7 @@ async def test_a_request_leaves_connections_to_others(slow: Context, own_pool: P
         other, _ = await ask("{ sleep(seconds: 0) }", Context(own_pool, slow.redis, slow.settings))
         assert other == {"sleep": 1}
     assert await asking == ({f"a{n}": 1 for n in range(30)}, [])
-    assert most <= FIELDS_AT_ONCE
+    assert most <= FIELDS_AT_ONCE + 1  # the other's last, which has answered and may still be counted
 
 
 async def test_what_is_known_to_be_away_is_not_asked_again(slow: Context) -> None:
