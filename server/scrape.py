@@ -60,7 +60,8 @@ async def metrics(request: Request) -> Response:
 async def _stored(pool: Pool, settings: Settings) -> list[Metric] | None:
     """`None` where PostgreSQL is away."""
     now = datetime.now(UTC)
-    until = now - SETTLED
+    # Of slots that have ended: one of an hour is not told of while it goes on, but for the hour after it.
+    until = now - SETTLED - timedelta(seconds=settings.fetch_interval_seconds)
     try:
         latest, coverages = await asyncio.gather(
             select_latest_prices(pool, settings.tickers),
@@ -85,7 +86,7 @@ async def _stored(pool: Pool, settings: Settings) -> list[Metric] | None:
         ),
         gauge(
             "slots_expected",
-            "Slots of the schedule in the hour that ended five minutes ago.",
+            "Slots of the schedule that ended in the hour until five minutes ago.",
             ["ticker"],
             {(ticker,): coverage.expected for ticker, coverage in coverages.items()},
         ),

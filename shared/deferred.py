@@ -15,7 +15,7 @@ import asyncpg
 from arq.connections import ArqRedis
 
 from shared.db import Pool
-from shared.prices import Price, dump_price, insert_prices, load_price
+from shared.prices import Price, PriceSource, dump_price, insert_prices, load_price
 from shared.queue import enqueue_store_deferred, execute_confirmed_if_possible
 from shared.schedules import GapReason, MissedSlot, insert_missed_slots
 
@@ -62,7 +62,8 @@ async def store_oldest_deferred(
     except _REFUSALS:  # of one of them, which must not hold up the others for ever
         for price in prices:
             stored = await _store_one(pool, price)
-            missed += [_refused(price)] if stored is None else []
+            if stored is None and price.source is PriceSource.SCHEDULED:
+                missed.append(_refused(price))
             note(stored or [], [])
     note([], await insert_missed_slots(pool, missed))
     if entries:

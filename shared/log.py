@@ -34,7 +34,8 @@ _QUIET = {
 _ABOUT = ("request_id", "operation_id", "job_id", "function", "slot", "ticker", "trace_id")
 _SHORTEST_SECRET = 8
 _URL_PASSWORD = re.compile(r"(://[^\s:/@]{0,100}):\S{0,500}@")
-_PARAMETER = re.compile(r"(\bpassword=|\bbearer\s{1,10})[^\s&\"',]+", re.IGNORECASE)
+_PASSWORDS = re.compile(r"[?&]\w*password=([^&#]+)", re.IGNORECASE)
+_PARAMETER = re.compile(r"(password=|\bbearer\s{1,10})[^\s&\"',]+", re.IGNORECASE)
 
 
 def configure_logging(settings: Settings, *processors: Processor) -> None:
@@ -123,10 +124,12 @@ def _secrets(settings: Settings) -> Iterator[str]:
     """Those that are known by heart. A password that is its user's name is none, and would mask the name."""
     with contextlib.suppress(SettingsError):  # the start says so
         yield from settings.read_tokens()
-    for url in (settings.database_url, settings.redis_url):
+    urls = settings.database_url, settings.database_read_url, settings.redis_url, settings.otel_exporter_otlp_endpoint
+    for url in filter(None, urls):
         user, _, password = url.partition("://")[2].rpartition("@")[0].partition(":")
-        if password != user and len(password) >= _SHORTEST_SECRET:
-            yield from (password, unquote(password))
+        for secret in (password, *_PASSWORDS.findall(url)):
+            if secret != user and len(secret) >= _SHORTEST_SECRET:
+                yield from (secret, unquote(secret))
 
 
 class _Printable:

@@ -203,6 +203,9 @@ class MasterPool(ConnectionPool):
     async def watch(self) -> None:
         """Until cancelled. A connection that waits for an answer, or for nothing, would find out late."""
         while True:
-            with contextlib.suppress(RedisError, OSError):
-                await self.find_master()
+            try:
+                with contextlib.suppress(RedisError, OSError):
+                    await self.find_master()
+            except Exception:  # of ours, or of a driver; it must not be the last look
+                logger.exception("fault in asking the sentinels")
             await asyncio.sleep(WATCH_SECONDS)

@@ -1,5 +1,6 @@
 """arq's worker, whose jobs run once, and say which one they are in the trace and in the log, on arq's own lines too."""
 
+import contextlib
 import functools
 from dataclasses import replace
 from typing import Any
@@ -8,7 +9,9 @@ import arq
 from arq.typing import WorkerCoroutine
 from structlog.contextvars import bind_contextvars, bound_contextvars
 
-from shared.fetch_jobs import select_traceparent
+from shared.errors import QueueUnavailable
+from shared.fetch_jobs import is_job_id, select_traceparent
+from shared.queue import within_deadline
 from shared.traces import is_recording, span
 from worker.context import worker_of
 
@@ -37,8 +40,16 @@ def _named(function: WorkerCoroutine) -> WorkerCoroutine:
         bind_contextvars(function=name)
         if not is_recording():
             return await function(ctx, *arguments, **options)
-        parent = await select_traceparent(worker_of(ctx).redis, ctx["job_id"])
+        parent = await _parent(ctx)
         with span(name, "consumer", parent, expected=(arq.Retry,), job_try=ctx["job_try"]):
             return await function(ctx, *arguments, **options)
 
     return named
+
+
+async def _parent(ctx: dict[str, Any]) -> str | None:
+    """What asked for the fetch. A slot has none, and no price is lost for a trace: without Redis it begins anew."""
+    if is_job_id(ctx["job_id"]):
+        with contextlib.suppress(QueueUnavailable):
+            return await within_deadline(select_traceparent(worker_of(ctx).redis, ctx["job_id"]))
+    return None

@@ -147,7 +147,7 @@ async def _store(worker: Worker, prices: Sequence[Price], missed: Sequence[Misse
         if not isinstance(error, StorageUnavailable) or error.is_answered:
             # PostgreSQL is there but does not take prices (a full disk): until it does, the history can say so.
             with contextlib.suppress(StorageUnavailable):
-                unstored = map(_unstored, prices)
+                unstored = [_unstored(price) for price in prices if price.source is PriceSource.SCHEDULED]
                 worker.metrics.note([], await insert_missed_slots(worker.pool, unstored, timeout=_STORE_SECONDS))
         return False
     return True

@@ -154,6 +154,23 @@ async def test_a_storage_that_refuses_prices_leaves_that_as_the_reason(
     assert await select_all_prices(worker.pool) == given_prices(simulator, slot)
 
 
+async def test_a_fetch_that_is_refused_by_the_storage_leaves_no_slot_missing(
+    worker: Worker, ctx: dict[str, Any]
+) -> None:
+    """It is of no slot: neither now, nor where the price itself is refused later."""
+    job = await enqueue_fetch_prices(worker.redis, ["btc_usd"])
+    await fetch(worker.pool, "alter table prices rename to prices_away")
+    try:
+        await fetch_prices(ctx | {"job_id": job.id}, ["btc_usd"])
+    finally:
+        await fetch(worker.pool, "alter table prices_away rename to prices")
+    bad = example_price(price="-1", source=PriceSource.REQUESTED)
+    await defer(worker.redis, [bad], [])
+    assert await store_deferred(ctx) is True
+    assert len(await select_all_prices(worker.pool)) == 1
+    assert await select_all_missed_slots(worker.pool) == []
+
+
 async def test_a_database_that_fails_at_storing_drops_nothing(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any]
 ) -> None:

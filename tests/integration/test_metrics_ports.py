@@ -10,7 +10,9 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -18,12 +20,13 @@ from prometheus_client.core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from server import scrape
 from shared.db import Pool
 from shared.embedded import free_port
 from shared.prices import insert_prices
 from shared.settings import Settings
 from tests.integration.conftest import Api, serve
-from tests.integration.examples import NOON, example_price
+from tests.integration.examples import NOON, example_price, insert_schedule_rows
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-the-test"
@@ -70,6 +73,22 @@ async def test_it_is_told_as_openmetrics_to_whom_accepts_that(api: Api, pool: Po
         newest = {ticker: text.get((f"{PREFIX}newest_price_timestamp_seconds", ticker)) for ticker in TICKERS}
         assert newest == {"btc_usd": NOON.timestamp(), "eth_usd": 0}
         assert [ticker for ticker in TICKERS if (f"{PREFIX}newest_price_age_seconds", ticker) in text] == ["btc_usd"]
+
+
+@pytest.mark.parametrize("interval", [1, 1800, 3600])
+async def test_whenever_it_is_asked_an_hour_of_slots_is_told(
+    pool: Pool, settings: Settings, monkeypatch: pytest.MonkeyPatch, interval: int
+) -> None:
+    """A rule that waits for ten minutes sees a slot that is missing, however long a slot is."""
+    await insert_schedule_rows(pool, [("btc_usd", NOON - timedelta(days=1), interval)])
+    for minutes in range(0, 60, 7):
+        now = NOON + timedelta(minutes=minutes, seconds=0.5)
+        monkeypatch.setattr(scrape, "datetime", SimpleNamespace(now=lambda _, now=now: now))
+        found = await scrape._stored(pool, settings.model_copy(update={"fetch_interval_seconds": interval}))
+        assert found is not None
+        samples = {(s.name, s.labels["ticker"]): s.value for family in found for s in family.samples}
+        assert samples[f"{PREFIX}slots_expected", "btc_usd"] == 3600 / interval, now
+        assert samples[f"{PREFIX}slots_present", "btc_usd"] == 0
 
 
 async def test_where_reads_need_a_token_so_does_it(settings: Settings) -> None:

@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import arq
 import pytest
 from arq.connections import ArqRedis
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -33,13 +34,15 @@ from shared.embedded import free_port
 from shared.fetch_jobs import FetchStatus, enqueue_fetch_prices, select_fetch_job
 from shared.local_checks import until_listening
 from shared.log import create_formatter
-from shared.queue import deserialize
+from shared.prices import select_observed_tickers
+from shared.queue import deserialize, open_redis
 from shared.settings import Settings
 from shared.traces import is_recording, open_traces, recording, span
 from tests.integration.api_process import ROOT, ApiProcess, run_api
 from tests.integration.test_again import run_slot
 from tests.integration.test_fetch_jobs import BOTH, run_queued
-from tests.integration.test_jobs import running_slot
+from tests.integration.test_jobs import job_of, running_slot
+from worker.__main__ import create_worker, cron_jobs
 from worker.context import Worker
 from worker.simulator import Simulator
 from worker.simulator_faults import Fault
@@ -160,6 +163,21 @@ async def test_a_slots_job_is_a_trace_too(worker: Worker) -> None:
     assert tree([told(span) for span in exporter.get_finished_spans()], None) == (
         [[("fetch_prices", "CONSUMER", {**job, "job_try": 1}, False), [[part, []] for part in parts]]]
     )
+
+
+async def test_no_price_is_lost_for_a_trace_when_redis_is_away(worker: Worker, settings: Settings) -> None:
+    """A slot needs Redis no more once it is running; a fetch is given back, as it is without traces."""
+    nowhere = settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{free_port()}"})
+    slot = await running_slot(worker)
+    async with open_redis(nowhere, retries=0) as away:
+        cut_off = replace(worker, redis=away)
+        jobs = create_worker(cut_off, cron_jobs(cut_off), handle_signals=False).functions
+        ctx = {"worker": cut_off, "job_try": 1}
+        with recorded():
+            await jobs["cron:fetch_prices"].coroutine(job_of(ctx, slot))
+            with pytest.raises(arq.Retry):
+                await jobs["fetch_prices"].coroutine(ctx | {"job_id": "0" * 32}, ["btc_usd"])
+    assert await select_observed_tickers(worker.pool, BOTH, slot) == set(BOTH)
 
 
 def test_a_line_of_the_log_names_its_trace(settings: Settings) -> None:

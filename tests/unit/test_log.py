@@ -141,6 +141,19 @@ def test_secrets_are_masked_whoever_writes_them(settings: Settings) -> None:
         assert kept in line
 
 
+def test_every_url_of_the_settings_has_its_secrets_masked() -> None:
+    settings = settings_with(
+        database_url="postgresql://h/d?user=u&password=of%2Fthe-primary",
+        database_read_url="postgresql://reader:of-the-standby@r/d",
+        redis_url="redis+sentinel://:of-the-master@s/m/0?sentinel_password=of-the-sentinels",
+        otel_exporter_otlp_endpoint="https://u:of-the-collector@c:4318",
+    )
+    known = "of%2Fthe-primary of/the-primary of-the-standby of-the-master of-the-sentinels of-the-collector"
+    line = written(settings, "%s", known)
+    line += written(CONSOLE, "redis+sentinel://s/m?sentinel_password=%s", "unknown-one")
+    assert not [secret for secret in (*known.split(), "unknown-one") if secret in line]
+
+
 def test_a_password_that_everybody_knows_masks_nothing() -> None:
     settings = settings_with(database_url="postgresql://postgres:postgres@postgres/prices", log_format="json")
     assert json.loads(written(settings, "postgres is away"))["message"] == "postgres is away"

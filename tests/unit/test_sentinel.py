@@ -285,3 +285,21 @@ async def test_a_refused_command_is_told_as_the_server_said_it() -> None:
         async with redis_of([sentinel]) as redis:
             with pytest.raises(RedisError, match=r"^no such thing$"):
                 await execute_confirmed(redis, ("EVAL", "secret", 0))
+
+
+async def test_a_word_that_cannot_be_read_does_not_end_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a process would find out late of every later master."""
+    monkeypatch.setattr("shared.sentinel.WATCH_SECONDS", 0.05)
+    before, after, sentinel = a_server(), a_server(), StandIn({})
+    async with standing_in(before, after, sentinel):
+        sentinel.answers = {"SENTINEL MASTER m": b"*2\r\n$4\r\nname\r\n$1\r\nm\r\n"}
+        async with redis_of([sentinel]) as redis:
+            await asyncio.sleep(0.2)
+            sentinel.answers = says(before)
+            assert await where(redis) == before.port
+            pool = redis.connection_pool
+            assert isinstance(pool, MasterPool)
+            sentinel.answers = says(after, 1)
+            async with asyncio.timeout(5):
+                while pool._master != ("127.0.0.1", after.port):
+                    await asyncio.sleep(0.01)
