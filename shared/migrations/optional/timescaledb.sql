@@ -18,6 +18,7 @@
 --
 -- which runs no triggers and needs none, for candles from before `kept_from` are never computed again. Only where every
 -- ticker that has prices has a row there.
+-- What goes that way is not counted in `dropped_prices.prices`.
 -- What else changes: back up and restore as TimescaleDB's manual says, not as the README does; and a later migration of
 -- `prices` may need another form than the one that comes with this project.
 
