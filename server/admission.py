@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from server.turns import LONG, Turns
 from shared.db import DEADLINE_SECONDS, Pool
 from shared.errors import RateLimited
 
@@ -29,6 +30,9 @@ LONGEST_SECONDS = DEADLINE_SECONDS - 0.4
 MOST = 1000
 "Under way at a time, whatever they wait for."
 
+MOST_IN_LINE = 100
+"Long documents that wait for their turn: a second's work."
+
 RETRY_SECONDS = 1
 _TELL_SECONDS = 10.0
 
@@ -40,16 +44,25 @@ class Admission:
         self.under_way = 0
         self.refused = 0
         self._pool = pool
+        self._turns = Turns()
         self._pressed_since = self._pressed_at = -CALM_SECONDS
         self._turn_began: float | None = None
         self._told_at = -_TELL_SECONDS
         self._told = 0
 
     def is_full(self) -> bool:
-        """To be asked before an operation that takes next to no time on the event loop, as planned ones do."""
+        """To be asked before an operation that takes next to no time on the event loop, as known ones do."""
         if self._pool.waited <= QUEUE_SECONDS and self.under_way < MOST:
             return False
         return self._refuses(time.monotonic())
+
+    async def take_turn(self, length: int) -> None:
+        """Before a document of that length is looked at: a long one waits until it is its turn, or is `RateLimited`."""
+        if length > LONG:
+            if self._turns.waiting >= MOST_IN_LINE:
+                self._note_refusal(time.monotonic())
+                raise busy()
+            await self._turns.take()
 
     @contextmanager
     def work(self) -> Iterator[None]:
@@ -82,11 +95,14 @@ class Admission:
         is_burst = now - self._pressed_since < BURST_SECONDS
         if is_burst and self._pool.waited <= LONGEST_SECONDS and self.under_way < MOST:
             return False
+        self._note_refusal(now)
+        return True
+
+    def _note_refusal(self, now: float) -> None:
         self.refused += 1
         if now - self._told_at >= _TELL_SECONDS:
             logger.warning("too much to do at once: %d operations refused", self.refused - self._told)
             self._told_at, self._told = now, self.refused
-        return True
 
 
 def busy() -> RateLimited:

@@ -100,7 +100,7 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
         allow_origins=settings.cors_origins,
         allow_methods=["GET", "POST"],
         allow_headers=["Authorization", "Content-Type", "Accept", "X-Request-ID"],
-        expose_headers=["ETag", "X-Request-ID"],
+        expose_headers=["ETag", "Retry-After", "X-Request-ID"],
         max_age=PREFLIGHT_SECONDS,
     )
     app = API(

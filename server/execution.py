@@ -15,17 +15,17 @@ from graphql import GraphQLError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.access import is_authenticated
-from server.admission import RETRY_SECONDS, busy
+from server.admission import RETRY_SECONDS, Admission, busy
 from server.context import Context
 from server.errors import public_error
 from server.graphql import MAX_BODY_BYTES
+from server.kept import KEPT_CHARACTERS
 from server.metrics import OK, REFUSED, Metrics
 from server.negotiation import EVENT_STREAM, is_json, response_type
 from server.planning import Plan, Planner, Unplanned
 from server.request_ids import HEADER, REQUEST_ID, remember_request, request_id_of
 from server.schema import Schema
 from server.sharing import SharedStatement
-from server.turns import LONG, Turns
 from shared.errors import RateLimited, StorageUnavailable
 
 KNOWN_REQUESTS = 256
@@ -53,7 +53,7 @@ class PlannedExecution:
         self._metrics = metrics or Metrics()
         self._planner = Planner(schema)
         self._known: dict[bytes, Request] = {}
-        self._turns = Turns()
+        self._known_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         remember_request(scope)
@@ -67,20 +67,24 @@ class PlannedExecution:
             message, body = await _read_on(message, receive)
         if message["type"] == "http.disconnect":
             return
-        admission = scope["state"]["admission"]
-        if admission.is_full():
-            await self._send_busy(send, media_type)
+        admission: Admission = scope["state"]["admission"]
+        is_known = body in self._known
+        if admission.is_full() if is_known else admission.is_full_for_work():
+            await self._send_busy(scope, send, media_type)
             return
         try:
             if len(body) > MAX_BODY_BYTES:
                 raise Unplanned
-            if len(body) > LONG and body not in self._known:
-                await self._turns.take(len(body))
+            if not is_known:
+                await admission.take_turn(len(body))
             answer = await self._answer(scope["state"], body)
+        except RateLimited:
+            await self._send_busy(scope, send, media_type)
+            return
         except Unplanned:
             self._metrics.unplanned += 1
             if admission.is_full_for_work():  # before Starlette's layers, which cost more than to say so
-                await self._send_busy(send, media_type)
+                await self._send_busy(scope, send, media_type)
                 return
             await self._app(scope, _replay({**message, "body": body}, receive), send)
             return
@@ -90,10 +94,12 @@ class PlannedExecution:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 
-    async def _send_busy(self, send: Send, media_type: bytes) -> None:
+    async def _send_busy(self, scope: Scope, send: Send, media_type: bytes) -> None:
         self._metrics.ended(REFUSED, RateLimited.code)
         headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(_BUSY)), NO_SNIFFING, _VARY]
         headers.append((b"retry-after", b"%d" % RETRY_SECONDS))
+        if REQUEST_ID in scope:
+            headers.append((HEADER, request_id_of(scope).encode()))
         await send({"type": "http.response.start", "status": 503, "headers": headers})
         await send({"type": "http.response.body", "body": _BUSY})
 
@@ -126,9 +132,13 @@ class PlannedExecution:
         self._metrics.plan_misses += is_miss
         self._metrics.plan_hits += not is_miss
         if len(body) <= KNOWN_BYTES:
-            if len(self._known) == KNOWN_REQUESTS:
-                del self._known[next(iter(self._known))]
             self._known[body] = request
+            self._known_bytes += len(body)
+            # Each keeps its plan, and with it the tree of its document.
+            while len(self._known) > KNOWN_REQUESTS or self._known_bytes > KEPT_CHARACTERS:
+                oldest = next(iter(self._known))
+                del self._known[oldest]
+                self._known_bytes -= len(oldest)
         return request
 
     def _read(self, context: Context, body: bytes) -> Request:

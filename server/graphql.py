@@ -27,7 +27,6 @@ from server.metrics import REFUSED, Metrics, code_of, operation_of
 from server.negotiation import EVENT_STREAM, GRAPHQL_RESPONSE, JSON, is_json, response_type
 from server.schema import Schema
 from server.sse import event_stream
-from server.turns import Turns
 from shared.errors import BadUserInput, RateLimited, ServiceError, Unauthenticated
 
 MAX_BODY_BYTES = 128 * 1024
@@ -67,7 +66,6 @@ class GraphQLView:
     def __init__(self, schema: Schema, metrics: Metrics | None = None) -> None:
         self._schema = schema
         self._metrics = metrics or Metrics()
-        self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with suppress(ClientDisconnect):  # before all of the body was here
@@ -90,7 +88,7 @@ class GraphQLView:
             context = _context(request)
             context.require_token_for_reads()
             parameters = await _read_body(request) if request.method == "POST" else _read_url(request)
-            await self._turns.take(len(parameters.query))
+            await request.state.admission.take_turn(len(parameters.query))
             if media_type is EVENT_STREAM:
                 _refuse_operation(parameters.operation_type, request.method, media_type)
                 return self._stream(request, context, parameters)

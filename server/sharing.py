@@ -2,24 +2,27 @@
 
 Who asks while a statement is on its way waits for the next run of it, together with all who asked meanwhile. That run
 begins after the last of them has asked, so each answer holds whatever was committed before its request came: nothing is
-kept, and nothing is older than if everyone had a statement of their own.
+kept, and nothing is older than if everyone had a statement of their own. Nor does anybody wait long for the others'.
 """
 
 import asyncio
+import contextvars
 import time
 
 from shared.db import DEADLINE_SECONDS, Pool, fetch
 
 JOIN_SECONDS = 0.05
-"A statement that takes longer than this may be stuck on its connection: whoever comes then begins one of their own."
+"""A statement that takes longer than this is slow, or waits for a connection, or is stuck on one: who comes then begins
+one of their own, and for those who wait for it the next one begins."""
 
 
 class _Run:
-    __slots__ = ("began", "waiting")
+    __slots__ = ("began", "overdue", "waiting")
 
     def __init__(self, began: float) -> None:
         self.began = began
         self.waiting: list[asyncio.Future[bytes]] = []
+        self.overdue: asyncio.TimerHandle | None = None
 
 
 class SharedStatement:
@@ -39,6 +42,10 @@ class SharedStatement:
         if newest is not None and now - newest.began < JOIN_SECONDS:
             future: asyncio.Future[bytes] = self._loop.create_future()
             newest.waiting.append(future)
+            if newest.overdue is None:
+                newest.overdue = self._loop.call_at(
+                    self._loop.time() + newest.began + JOIN_SECONDS - now, self._end, newest, pool
+                )
             return await future
         run = self._newest = _Run(now)
         try:
@@ -55,26 +62,29 @@ class SharedStatement:
         """Begin for those who wait; as a task, for none of them is to end the others when its client goes."""
         if self._newest is run:
             self._newest = None
-        run.waiting = [future for future in run.waiting if not future.done()]
-        if run.waiting:
-            task = self._loop.create_task(self._answer_all(run, pool))
+        if run.overdue is not None:
+            run.overdue.cancel()
+        asked, run.waiting = [future for future in run.waiting if not future.done()], []
+        if asked:
+            # For all of them: its lines are not those of the request that came first.
+            task = self._loop.create_task(self._answer_all(asked, run.began, pool), context=contextvars.Context())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _answer_all(self, asked: _Run, pool: Pool) -> None:
+    async def _answer_all(self, asked: list[asyncio.Future[bytes]], since: float, pool: Pool) -> None:
+        """`since`: none of them came before it."""
         now = time.monotonic()
         run = _Run(now)
         if self._newest is None:
             self._newest = run
         try:
-            # The first of them came after the run they waited for began.
-            answer = await self._fetch(pool, asked.began + DEADLINE_SECONDS - now)
+            answer = await self._fetch(pool, since + DEADLINE_SECONDS - now)
         except Exception as error:
-            for future in asked.waiting:
+            for future in asked:
                 if not future.done():
                     future.set_exception(error)
         else:
-            for future in asked.waiting:
+            for future in asked:
                 if not future.done():
                     future.set_result(answer)
         finally:

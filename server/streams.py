@@ -31,9 +31,8 @@ from server.context import Context
 from server.errors import public_error, without_suggestions
 from server.limits import load_document, validate
 from server.live import TooSlow
-from server.metrics import OK, TOO_SLOW, Metrics, code_of, operation_of
+from server.metrics import OK, REFUSED, TOO_SLOW, Metrics, code_of, operation_of
 from server.schema import Schema
-from server.turns import Turns
 from shared.errors import RateLimited, ServiceError
 from shared.prices import Price
 
@@ -60,7 +59,6 @@ class Streams:
 
     def __init__(self, schema: Schema, metrics: Metrics | None = None) -> None:
         self._schema = schema
-        self._turns = Turns()
         self._metrics = metrics or Metrics()
         self._written: dict[tuple[str, object], str] = {}
         self._characters = 0
@@ -74,7 +72,10 @@ class Streams:
         admission: Admission,
     ) -> AsyncGenerator[str]:
         """Raises `Refused` instead of the first one, `TooSlow` where a follower has fallen too far behind."""
-        await self._turns.take(len(query))
+        try:
+            await admission.take_turn(len(query))
+        except RateLimited as error:
+            raise self._busy(error) from error
         document, errors = self._prepare(query)
         if errors:
             raise self._refused(context, query, operation_name, errors)
@@ -84,7 +85,7 @@ class Streams:
                 with admission.work():
                     answer = await self._answer(context, query, variables, operation_name)
             except RateLimited as error:
-                raise Refused([GraphQLError(str(error), original_error=error)]) from error
+                raise self._busy(error) from error
             yield answer
             return
         executor = Executor.build(
@@ -124,6 +125,10 @@ class Streams:
             self._metrics.subscriptions[name,] -= 1
             self._metrics.ended(name, code)
             await source.aclose()
+
+    def _busy(self, error: RateLimited) -> Refused:
+        self._metrics.ended(REFUSED, error.code)
+        return Refused([GraphQLError(str(error), original_error=error)])
 
     def _refused(self, context: Context, query: str, operation_name: str | None, errors: list[GraphQLError]) -> Refused:
         self._metrics.ended(operation_of(query, operation_name, errors), code_of(errors))

@@ -9,9 +9,13 @@ LONG = 1000
 class Turns:
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
+        self.waiting = 0
 
-    async def take(self, length: int) -> None:
-        """Wait for one's turn; to be called just before the work. What is short does not wait."""
-        if length > LONG:
+    async def take(self) -> None:
+        """Wait for one's turn; to be called just before the work."""
+        self.waiting += 1
+        try:
             async with self._turn:
                 await asyncio.sleep(0)  # a round of the loop, in which everybody else is served
+        finally:
+            self.waiting -= 1

@@ -1,6 +1,5 @@
 """Tickers: what is collected, and how fresh it is."""
 
-import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -51,11 +50,10 @@ class TickerQuery:
 
 async def select_tickers(context: Context) -> list[Ticker]:
     settings = context.settings
-    latest, first, kept_from = await asyncio.gather(
-        prices.select_latest_prices(context.pool, settings.tickers),
-        prices.select_first_timestamps(context.pool, settings.tickers),
-        retention.select_kept_from(context.pool, settings.tickers),
-    )
+    # One after the other: of the pool's connections a field takes one.
+    latest = await prices.select_latest_prices(context.pool, settings.tickers)
+    first = await prices.select_first_timestamps(context.pool, settings.tickers)
+    kept_from = await retention.select_kept_from(context.pool, settings.tickers)
     newest = {price.ticker: price for price in latest}
     now = datetime.now(UTC)
     lags = {name: (now - price.timestamp).total_seconds() for name, price in newest.items()}

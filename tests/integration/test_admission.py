@@ -102,6 +102,19 @@ async def test_what_is_answered_however_much_there_is(settings: Settings, pool: 
         stream = await http.post("/graphql", json={"query": LATEST}, headers={"accept": "text/event-stream"})
         assert stream.status_code == 200
         assert "RATE_LIMITED" in stream.text
+        counted = 'deribit_collector_requests_total{code="RATE_LIMITED",operation="refused"} 1.0'
+        assert counted in (await http.get("/metrics")).text
+
+
+async def test_what_was_never_asked_before_is_work(
+    settings: Settings, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To make a plan takes as long as to execute by Strawberry."""
+    async with in_process(settings) as (http, admission):
+        known, unknown = {"query": "{ latestPrices { price } }"}, {"query": "{ latestPrices { ticker } }"}
+        assert (await http.post("/graphql", json=known)).status_code == 200
+        monkeypatch.setattr(admission, "is_full_for_work", lambda: True)
+        assert [(await http.post("/graphql", json=body)).status_code for body in (known, unknown)] == [200, 503]
 
 
 async def test_three_hundred_at_once_after_a_pause_are_all_answered(settings: Settings, pool: Pool) -> None:

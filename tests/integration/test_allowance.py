@@ -12,7 +12,7 @@ from strawberry.schema.config import StrawberryConfig
 from server.allowance import FIELDS_AT_ONCE, Allowance
 from server.context import Context, Info
 from server.scalars import SCALARS
-from server.schema import Schema
+from server.schema import Schema, schema
 from shared.db import Pool, create_pool, fetch
 from shared.errors import StorageUnavailable
 from shared.settings import Settings
@@ -121,6 +121,14 @@ async def test_a_request_leaves_connections_to_others(slow: Context, own_pool: P
         assert other == {"sleep": 1}
     assert await asking == ({f"a{n}": 1 for n in range(30)}, [])
     assert most <= FIELDS_AT_ONCE + 1  # the other's last, which has answered and may still be counted
+
+
+async def test_no_field_takes_more_than_one_connection(settings: Settings, context: Context) -> None:
+    fields = " ".join(f"a{n}: tickers {{ name }}" for n in range(30))
+    async with create_pool(settings, name="counted", size=10) as counted:
+        result = await schema.execute(f"{{ {fields} }}", None, Context(counted, context.redis, settings))
+        assert result.errors is None
+        assert counted.open <= FIELDS_AT_ONCE
 
 
 async def test_what_is_known_to_be_away_is_not_asked_again(slow: Context) -> None:

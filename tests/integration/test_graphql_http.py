@@ -343,7 +343,10 @@ async def test_pages_of_the_origins_that_are_set_may_ask_and_read(settings: Sett
         )
         assert "access-control-allow-credentials" not in allowed
         assert "Origin" in preflight.headers["vary"]
-        readable = {"access-control-allow-origin": ORIGIN, "access-control-expose-headers": "ETag, X-Request-ID"}
+        readable = {
+            "access-control-allow-origin": ORIGIN,
+            "access-control-expose-headers": "ETag, Retry-After, X-Request-ID",
+        }
         for number, accept in enumerate((*ACCEPTS.values(), "text/event-stream", "image/png")):
             for query in (QUERY, "{ __typename }", "{"):  # by PostgreSQL, by Strawberry, by nobody
                 headers = {"origin": ORIGIN, "accept": accept}

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 
 import pytest
 
@@ -75,3 +76,31 @@ async def test_nobody_joins_what_may_be_stuck(
     monkeypatch.setattr(sharing, "JOIN_SECONDS", 0)
     answers = await asyncio.gather(*(counted.answer(pool) for _ in range(5)))
     assert sorted(answers) == [b"1", b"2", b"3", b"4", b"5"]
+
+
+async def test_nobody_waits_long_for_what_others_asked(pool: Pool) -> None:
+    """It takes more than half of what anybody has: one after the other would be too late."""
+    slow = SharedStatement("select 'slow'::bytea from pg_sleep(0.9)", [])
+    assert await asyncio.gather(*(slow.answer(pool) for _ in range(4))) == [b"slow"] * 4
+
+
+async def test_what_is_told_of_a_shared_run_is_not_of_the_first_request(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    request: ContextVar[str] = ContextVar("request")
+
+    async def noted(*_: object, **__: object) -> list[tuple[bytes]]:
+        seen.append(request.get(None))
+        await asyncio.sleep(0)
+        return [(b"",)]
+
+    monkeypatch.setattr(sharing, "fetch", noted)
+    statement = SharedStatement("", [])
+
+    async def ask(name: str) -> None:
+        request.set(name)
+        await statement.answer(pool)
+
+    await asyncio.gather(*(ask(name) for name in "abc"))
+    assert seen == ["a", None]

@@ -8,7 +8,15 @@ from typing import Any, cast
 import pytest
 
 from server import admission as module
-from server.admission import BURST_SECONDS, CALM_SECONDS, LONGEST_SECONDS, MOST, QUEUE_SECONDS, Admission
+from server.admission import (
+    BURST_SECONDS,
+    CALM_SECONDS,
+    LONGEST_SECONDS,
+    MOST,
+    MOST_IN_LINE,
+    QUEUE_SECONDS,
+    Admission,
+)
 from server.context import Context
 from server.schema import schema
 from server.streams import Refused, Streams
@@ -148,3 +156,11 @@ async def test_an_operation_of_a_socket_is_refused_and_a_subscription_is_not(pro
     assert "INTERNAL_SERVER_ERROR" in await ask("subscription { priceUpdates { price } }")
     process.admission.under_way = 0
     assert await ask("{ __typename }") == '{"data":{"__typename":"Query"}}'
+
+
+async def test_the_line_of_long_documents_has_an_end(process: Process) -> None:
+    took = [process.admission.take_turn(length) for length in [20_000] * (MOST_IN_LINE + 5) + [100]]
+    refused = [isinstance(one, RateLimited) for one in await asyncio.gather(*took, return_exceptions=True)]
+    assert refused == [False] * MOST_IN_LINE + [True] * 5 + [False]
+    assert process.admission.refused == 5
+    await process.admission.take_turn(20_000)
