@@ -81,7 +81,7 @@ class Server(uvicorn.Server):
             return cast(Callable[..., asyncio.Protocol], self.config.http_protocol_class)(**options)
 
         self.servers += await accept_more(self.servers, protocol)
-        # The schema and all modules stay for good: to look at them for garbage holds the loop for 70 ms, again and again.
+        # The schema and all modules stay for good. To look at them for garbage, again and again, holds the loop 70 ms.
         gc.collect()
         gc.freeze()
 

@@ -48,7 +48,7 @@ class Scale:
 
 
 QUICK = Scale("a quick run", 3, 0.4, 0.3, 60, 100_000, 12, 20, 10, False, 240)
-FULL = Scale(report.FULL_RUN, 9, 2.0, 2.0, 1000, 1_000_000, 900, 60, 60, True, 3600)
+FULL = Scale(report.FULL_RUN, 7, 1.5, 1.5, 1000, 1_000_000, 900, 60, 60, True, 3600)
 
 
 def main() -> int:
