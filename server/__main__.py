@@ -44,6 +44,9 @@ REPEATED_SECONDS = 0.5
 "Within it the same signal may come twice: `timeout` sends it to its child and to its process group."
 MAX_MESSAGE_BYTES = 128 * 1024
 PING_SECONDS = 20
+GARBAGE = (10_000, 20, 5)
+"""Less often than Python would: with thousands of connections a look at all objects takes a quarter of a second. What
+a request leaves is gone without, but a socket that has ended is not: a million objects are some 7,000 sockets'."""
 TICKS_A_SECOND = 10
 
 
@@ -84,6 +87,7 @@ class Server(uvicorn.Server):
         # The schema and all modules stay for good. To look at them for garbage, again and again, holds the loop 70 ms.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*GARBAGE)
 
     async def on_tick(self, counter: int) -> bool:
         if counter % TICKS_A_SECOND == 0:
