@@ -10,18 +10,17 @@ import gc
 import json
 import random
 import re
-import subprocess
 import sys
 import time
 from array import array
 from collections import Counter, deque
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import uvloop
 
 from tests.bench.load import quantile
+from tests.bench.ordered import Ordered
 
 WINDOW_SECONDS = 0.5
 GIVE_UP_SECONDS = 10.0
@@ -308,32 +307,13 @@ class _Run:
             tally.answered(request.window, request.kind, seconds)
 
 
-class Arrivals:
-    """The process, from the side that gives the orders."""
-
+class Arrivals(Ordered):
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.arrivals"],
-            cwd=Path(__file__).parents[2],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # a terminal's Ctrl-C is for us; it ends with its standard input
-            text=True,
-        )
+        super().__init__("tests.bench.arrivals")
 
     def run(self, order: Order) -> Seen:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(json.dumps(asdict(order)), file=self.process.stdin, flush=True)
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError("the load generator ended")
-        answer = json.loads(line)
+        answer = self.ask(asdict(order))
         return Seen(**{**answer, "phases": [_phase(phase) for phase in answer["phases"]]})
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(10)
 
 
 def _phase(given: dict[str, Any]) -> Phase:

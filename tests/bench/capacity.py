@@ -24,13 +24,14 @@ import httpx
 import redis.asyncio
 
 from shared.db import Pool, create_pool
-from shared.embedded import Server, start_postgres, start_valkey
+from shared.embedded import Server
 from shared.migrate import migrate
 from shared.prices import Price, PriceSource, insert_prices
 from shared.settings import Settings, load_settings
 from tests.bench import collecting, sockets
 from tests.bench.figures import create_database
-from tests.bench.machine import MIB, Cores, cpu_seconds, describe_cpu, pin, share_out
+from tests.bench.machine import MIB, Cores, cpu_seconds, describe_cpu, share_out
+from tests.bench.servers import started_servers
 
 TICKERS = tuple(f"sim{n}_usd" for n in range(10))
 GRIDS = (60, 1)
@@ -208,13 +209,7 @@ def main() -> None:
     print(describe_cpu())
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        folder.chmod(0o755)
-        postgres = start_postgres(folder / "postgres", options=POSTGRES_OPTIONS)
-        stack.callback(postgres.stop)
-        valkey = start_valkey(folder / "valkey")
-        stack.callback(valkey.stop)
-        pin(postgres.process.pid, *cores.postgres)
-        pin(valkey.process.pid, *cores.postgres)
+        postgres, valkey = stack.enter_context(started_servers(folder, cores))
         redis_url = valkey.url.rpartition("/")[0]
 
         url = asyncio.run(create_database(postgres.url, "worker"))

@@ -10,12 +10,12 @@ import gc
 import json
 import select
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+
+from tests.bench.ordered import Ordered
 
 _buffer = bytearray(1 << 20)  # for all connections: an answer is looked at when it comes, and not kept
 _LONGEST_SECONDS = 60.0
@@ -138,34 +138,12 @@ def _receive(connection: Connection, least_bytes: int) -> bool | None:
     return None if connection.missing > 0 else True
 
 
-class Generator:
-    """The process, from the side that gives the orders."""
-
+class Generator(Ordered):
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.load"],
-            cwd=Path(__file__).parents[2],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # a terminal's Ctrl-C is for us; it ends with its standard input
-            text=True,
-        )
+        super().__init__("tests.bench.load")
 
     def run(self, order: Order) -> Seen:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(json.dumps(asdict(order)), file=self.process.stdin, flush=True)
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError("the load generator ended")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        return Seen(**answer)
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(10)
+        return Seen(**self.ask(asdict(order)))
 
 
 def main() -> None:

@@ -25,14 +25,14 @@ from typing import cast
 import uvloop
 
 from shared.db import create_pool
-from shared.embedded import start_postgres, start_valkey
 from shared.migrate import migrate
 from shared.prices import Price, PriceSource, insert_prices
 from shared.settings import Settings, load_settings
-from tests.bench.data import POSTGRES_OPTIONS, TICKERS
+from tests.bench.data import TICKERS
 from tests.bench.load import quantile
 from tests.bench.machine import Cores, cpu_seconds, on_core, pin, rss_mib, share_out
 from tests.bench.peers import PROJECT, Running, environment
+from tests.bench.servers import started_servers
 
 SOCKETS = 1000
 QUERY = "subscription { priceUpdates { ticker price timestamp } }"
@@ -227,13 +227,7 @@ def main() -> None:
     cores = share_out(sorted(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        folder.chmod(0o755)
-        postgres = start_postgres(folder / "postgres", options=POSTGRES_OPTIONS)
-        stack.callback(postgres.stop)
-        valkey = start_valkey(folder / "valkey")
-        stack.callback(valkey.stop)
-        pin(postgres.process.pid, *cores.postgres)
-        pin(valkey.process.pid, *cores.postgres)
+        postgres, valkey = stack.enter_context(started_servers(folder, cores))
         seen = measure_sockets(folder, cores, postgres.url, valkey.url, asked.sockets, asked.seconds)
     for title, figure in seen.rows:
         print(f"{title}: {figure}")

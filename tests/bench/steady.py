@@ -27,15 +27,15 @@ from statistics import linear_regression
 
 import asyncpg
 
-from shared.embedded import start_postgres, start_valkey
 from shared.local_child import spawn
 from shared.settings import Settings
 from tests.bench import collecting, steady_report
 from tests.bench.arrivals import WINDOW_SECONDS, Arrivals, Kind, Order, Phase, Seen
-from tests.bench.data import POSTGRES_OPTIONS, ROWS_PER_TICKER, TICKERS, fill
+from tests.bench.data import ROWS_PER_TICKER, TICKERS, fill
 from tests.bench.machine import Cores, cpu_seconds, kept_seconds, pin, rss_mib, share_out
 from tests.bench.mixture import kinds
 from tests.bench.peers import PROJECT, ROOT, Running, environment
+from tests.bench.servers import started_servers
 
 SECONDS = 600
 SOCKETS = 500
@@ -316,13 +316,8 @@ def measure(stack: Stack, sockets: int, seconds: int) -> Found:
 def started(folder: Path) -> Iterator[Stack]:
     cores = share_out(sorted(os.sched_getaffinity(0)))
     with ExitStack() as stack:
-        postgres = start_postgres(folder / "postgres", options=POSTGRES_OPTIONS)
-        stack.callback(postgres.stop)
-        valkey = start_valkey(folder / "valkey")
-        stack.callback(valkey.stop)
+        postgres, valkey = stack.enter_context(started_servers(folder, cores))
         asyncio.run(fill(postgres.url, has_candles=True))
-        pin(postgres.process.pid, *cores.postgres)
-        pin(valkey.process.pid, *cores.postgres)
         print(f"two times {ROWS_PER_TICKER:,} rows are there", flush=True)
         worker = stack.enter_context(
             collecting.worker(folder, cores, postgres.url, valkey.url, tickers=TICKERS, interval=1)

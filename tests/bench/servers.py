@@ -1,0 +1,22 @@
+"""PostgreSQL and Valkey for a benchmark alone, on the cores that are theirs."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from shared.embedded import Server, start_postgres, start_valkey
+from tests.bench.data import POSTGRES_OPTIONS
+from tests.bench.machine import Cores, pin
+
+
+@contextmanager
+def started_servers(folder: Path, cores: Cores) -> Iterator[tuple[Server, Server]]:
+    folder.chmod(0o755)
+    with ExitStack() as stack:
+        postgres = start_postgres(folder / "postgres", options=POSTGRES_OPTIONS)
+        stack.callback(postgres.stop)
+        valkey = start_valkey(folder / "valkey")
+        stack.callback(valkey.stop)
+        pin(postgres.process.pid, *cores.postgres)
+        pin(valkey.process.pid, *cores.postgres)
+        yield postgres, valkey
