@@ -33,6 +33,8 @@ from server.request_ids import add_request_id
 from shared.log import configure_logging
 from shared.settings import SettingsError, load_settings
 
+logger = logging.getLogger(__name__)
+
 FINISH_SECONDS = 10
 "For requests in hand, once nothing new is taken."
 
@@ -48,9 +50,6 @@ GARBAGE = (10_000, 20, 5)
 """Less often than Python would: with thousands of connections a look at all objects takes a quarter of a second. What
 a request leaves is gone without, but a socket that has ended is not: a million objects are some 7,000 sockets'."""
 TICKS_A_SECOND = 10
-
-
-logger = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
