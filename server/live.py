@@ -43,6 +43,7 @@ _POLL_SECONDS = 1.0
 _PAUSE_SECONDS = 0.1
 "Between pages: when a day is healed at once, it must not run past those who follow over a slow line."
 
+_CANCEL_SECONDS = 0.1
 _READERS = 3
 "Of what was stored before a follower came, at a time: queries want the same connections."
 
@@ -209,6 +210,8 @@ async def open_live(settings: Settings, redis: ArqRedis, pool: Pool, kept: int) 
     try:
         yield live
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        pending = set(tasks)
+        while pending:  # more than once: while redis-py connects it can lose a cancellation
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=_CANCEL_SECONDS)

@@ -15,6 +15,7 @@ from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
 from server.__main__ import CUT_SHORT, REPEATED_SECONDS
+from server.app import create_app
 from shared.db import Pool, fetch
 from shared.prices import insert_prices
 from shared.settings import Settings
@@ -114,6 +115,14 @@ async def test_a_request_in_hand_is_answered(settings: Settings, pool: Pool) -> 
         answer = await asking  # late, on a busy machine; but an answer
         assert answer == ANSWER or answer["errors"][0]["extensions"] == {"code": "STORAGE_UNAVAILABLE"}
         assert await code_of(api) == 0
+
+
+async def test_it_ends_however_soon_after_its_start(settings: Settings, pool: Pool) -> None:
+    """While redis-py connects it can lose a cancellation: what follows fetches went on, and was waited for."""
+    for number in range(100):
+        app = create_app(settings)
+        async with asyncio.timeout(20), app.router.lifespan_context(app):
+            await asyncio.sleep(number / 10_000)
 
 
 async def test_ctrl_c_does_not_drain(settings: Settings, pool: Pool) -> None:
