@@ -55,6 +55,8 @@ class Dashboard:
         """All of the table below the chart, oldest first: timestamp, price, source."""
         if await self.page.locator("#table").get_attribute("open") is None:
             await self.page.locator("#table summary").click()
+            # It is drawn when its `toggle` event comes, which is after the click.
+            await expect(self.page.locator("#rows caption")).not_to_be_empty()
         while await self.page.locator("#more").is_visible():
             await self.page.locator("#more").click()
         rows = await self.page.locator("#rows").evaluate(

@@ -83,7 +83,7 @@ async def test_a_stored_price_appears_with_every_digit_and_without_a_reload(stac
 
     async def is_drawn() -> bool:
         rows = await dashboard.rows()
-        return rows[-1][0] >= row[0] and rows == await stored(stack, "btc_usd", rows[0][0], rows[-1][0])
+        return rows != [] and rows[-1][0] >= row[0] and rows == await stored(stack, "btc_usd", rows[0][0], rows[-1][0])
 
     await until(is_drawn, "the chart's newest price", seconds=3)
 

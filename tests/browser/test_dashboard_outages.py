@@ -44,7 +44,7 @@ async def is_whole(dashboard: Dashboard, stack: Stack) -> datetime:
     async def is_same() -> bool:
         nonlocal rows
         rows = await dashboard.rows()
-        return rows == await stored(stack, "btc_usd", rows[0][0], rows[-1][0])
+        return rows != [] and rows == await stored(stack, "btc_usd", rows[0][0], rows[-1][0])
 
     # What had to wait for the storage comes after what did not.
     await until(is_same, "a table without a hole")
