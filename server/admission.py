@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 QUEUE_SECONDS = 0.25
 "Longer than that nobody is to wait for long."
 
-BURST_SECONDS = 1.0
+BURST_SECONDS = 2.0
 "For how long they may wait longer, if it was calm before."
 
 CALM_SECONDS = 1.0

@@ -10,6 +10,7 @@ from strawberry.types import ExecutionContext, ExecutionResult
 
 from server.allowance import within_allowance
 from server.errors import public_error, without_suggestions
+from server.executor import Executor
 from server.limits import DocumentLimits
 from server.scalars import SCALARS
 from server.schema.candles import CandleQuery
@@ -75,5 +76,6 @@ schema = Schema(
     mutation=Mutation,
     subscription=Subscription,
     extensions=[DocumentLimits],
+    execution_context_class=Executor,
     config=StrawberryConfig(scalar_map=SCALARS),
 )

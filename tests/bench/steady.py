@@ -39,12 +39,15 @@ from tests.bench.servers import started_servers
 
 SECONDS = 600
 SOCKETS = 500
-BOUND_MS = 250.0
+BOUND_MS = 100.0
 "What p99 may be for a rate to count as answered."
+
+NORMAL_MS = 250.0
+"What p99 of half a second may be in ordinary operation, whose luck is that of one machine among others."
 
 HELD_SHARE, OVERLOAD = 0.8, 3.0
 FIRST_RATE, FASTER = 200.0, 1.4
-STEP_SECONDS, SETTLE_SECONDS = 6.0, 2.0
+STEP_SECONDS, SETTLE_SECONDS = 15.0, 2.0
 CALM_SECONDS, OVERLOAD_SECONDS, AFTER_SECONDS = 10.0, 25.0, 20.0
 LEFT_OUT_SECONDS = 60.0
 "Of memory's slope: the first minute fills what is kept, connections' buffers among it."
@@ -58,6 +61,8 @@ class Used:
     """Sampled once a second, or over the whole time in cores."""
 
     rss: list[tuple[float, float]] = field(default_factory=list)
+    api: list[float] = field(default_factory=list)
+    "Cores of the API, second by second."
     cores: dict[str, float] = field(default_factory=dict)
     kept: dict[str, float] = field(default_factory=dict)
     "The share of the time that something else had the core, PostgreSQL's or another program's."
@@ -152,15 +157,19 @@ def find_peak(stack: Stack) -> tuple[float, list[tuple[float, Phase]]]:
 
 @contextmanager
 def watching(stack: Stack, used: Used) -> Iterator[None]:
-    """RSS of the API once a second, CPU of everything."""
+    """RSS and CPU of the API once a second, CPU of everything."""
     is_over = threading.Event()
     pid, began = stack.pids["API"], time.monotonic()
     before = {name: cpu_seconds(pid) for name, pid in stack.pids.items()}
     kept = {name: kept_seconds(pid) for name, pid in stack.pids.items() if name != "PostgreSQL"}
 
     def sample() -> None:
+        last, spent = began, cpu_seconds(pid)
         while not is_over.wait(1 - (time.monotonic() - began) % 1):
-            used.rss.append((time.monotonic() - began, rss_mib(pid)))
+            now, spends = time.monotonic(), cpu_seconds(pid)
+            used.rss.append((now - began, rss_mib(pid)))
+            used.api.append((spends - spent) / (now - last))
+            last, spent = now, spends
 
     thread = threading.Thread(target=sample)
     thread.start()
@@ -176,7 +185,7 @@ def watching(stack: Stack, used: Used) -> Iterator[None]:
 
 def seconds_until_normal(after: Phase) -> float | None:
     """From the end of the overload until all that is due is answered, and p99 of each half second within the bound."""
-    bad = [n for n, w in enumerate(after.windows) if w.others or not w.answered or w.p99 > BOUND_MS]
+    bad = [n for n, w in enumerate(after.windows) if w.others or not w.answered or w.p99 > NORMAL_MS]
     if bad and bad[-1] == len(after.windows) - 1:
         return None
     return (bad[-1] + 1) * WINDOW_SECONDS if bad else 0.0
@@ -358,7 +367,7 @@ def main() -> int:
         with started(folder) as stack:
             found = measure(stack, asked.sockets, asked.seconds)
             log = (folder / "api.log").read_text()
-    text = steady_report.written(found, stack.kinds, asked.seconds, stack.cores, BOUND_MS)
+    text = steady_report.written(found, stack.kinds, asked.seconds, stack.cores, BOUND_MS, NORMAL_MS)
     print(text)
     said = Counter(re.sub(r"^\d\S+ \S+ ", "", line) for line in log.splitlines())
     print("the API's log:", *(f"{count} x {line}" for line, count in said.most_common(40)), sep="\n")

@@ -21,6 +21,8 @@ PATIENCE = 10.0
 "Seconds until an answer that does not come is a finding: for a machine that does much else."
 
 PROBE_SECONDS = 0.01
+SAMPLES = 50
+"Of memory, over the whole time."
 
 
 @dataclass
@@ -31,7 +33,7 @@ class Record:
     "By kind: seconds, and the number of the input."
     findings: list[str] = field(default_factory=list)
     memory: list[tuple[int, int]] = field(default_factory=list)
-    "How many inputs, and KiB that are resident after them."
+    "How many inputs, and KiB that are resident after them; at even intervals."
     held: float = 0.0
     "The most seconds of its own that the process worked while another connection waited for a plain answer."
 
@@ -49,6 +51,11 @@ class Record:
         """KiB, since a fifth of the run was over: caches are full by then."""
         return self.memory[-1][1] - self.memory[len(self.memory) // 5][1]
 
+    @property
+    def fifths(self) -> list[float]:
+        """MiB that were resident at the end of each fifth of the run."""
+        return [self.memory[len(self.memory) * part // 5 - 1][1] / 1024 for part in range(1, 6)]
+
 
 class Target:
     def __init__(self, api: ApiProcess, seed: int) -> None:
@@ -59,14 +66,15 @@ class Target:
     async def try_all(self, kinds: list[str], count: int, seconds: float) -> Record:
         """`count` inputs of the kinds in turn, fewer where `seconds` are over."""
         numbers = iter(range(count))
-        until = time.monotonic() + seconds
+        began = time.monotonic()
 
         async def go_on() -> None:
             for number in numbers:
-                if time.monotonic() > until:
+                passed = time.monotonic() - began
+                if passed > seconds:
                     return
                 await self._try(kinds[number % len(kinds)], number)
-                if number % (count // 50 or 1) == 0:
+                if passed > len(self.record.memory) * seconds / SAMPLES:
                     self.record.memory.append((number, self._resident()))
 
         probe = Probe(self.api)
