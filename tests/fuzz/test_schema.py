@@ -67,7 +67,7 @@ def ask_all(api: ApiProcess, mode: GenerationMode) -> tuple[Counter[str], list[s
             response = http.post("/graphql", json=asked) if method == "POST" else http.get("/graphql", params=asked)
             slowest = max(slowest, time.monotonic() - began)
             media_type = response.headers.get("content-type", "")
-            found = list(verdict.of_http(response.status_code, media_type, response.text, is_graphql=True))
+            found = list(verdict.of_http(response.status_code, media_type, response.text, is_graphql=True, asked=query))
             wrong.extend(f"{what}: {query}" for what in found)
             errors = [] if found else response.json().get("errors", [])
             codes.update({error["extensions"]["code"] for error in errors} or {"none"})
