@@ -65,6 +65,13 @@ class Pair:
         finally:
             await ask(self.standby, "select pg_wal_replay_resume()")
 
+    async def caught_up(self) -> None:
+        """All that the primary has written so far is replayed, what another test has truncated among it."""
+        written = await ask(self.primary, "select pg_current_wal_lsn()::text")
+        async with asyncio.timeout(20):
+            while not await ask(self.standby, f"select pg_last_wal_replay_lsn() >= '{written}'"):
+                await asyncio.sleep(0.01)
+
     async def followed(self) -> None:
         async with asyncio.timeout(30):
             while not await is_followed(self.primary, self.standby):
@@ -200,6 +207,7 @@ def reads_of(pair: Pair, url: str) -> StandbyPool:
 
 async def test_a_read_that_is_in_the_way_of_replay_is_run_again(pair: Pair, writer: Pool) -> None:
     at_work = "select count(*) from pg_stat_activity where application_name = 'server, reading' and state = 'active'"
+    await pair.caught_up()
     async with reads_of(pair, pair.standby.url) as reads:
         asked = asyncio.create_task(fetch(reads, "select count(*)::int from prices, pg_sleep(0.5)", timeout=30))
         async with asyncio.timeout(20):
