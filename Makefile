@@ -35,7 +35,7 @@ help:
 # Made anew when server/web has changed. What is missing for that is said, and keeps nothing from starting.
 pages:
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || exit 0; \
-		exec $(PYTHON) -m shared.local_web
+		exec $(PYTHON) -m shared.local.pages
 
 # One mostly waits for the network while the other does.
 prepared:

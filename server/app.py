@@ -13,27 +13,27 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from server.access import Access
-from server.admission import Admission
-from server.execution import NO_SNIFFING, PlannedExecution
-from server.graphql import GraphQLView
-from server.health import livez, readyz
-from server.live import Live, open_live
+from server.compiled.middleware import PlannedExecution
+from server.feeds.background import Feeds, open_feeds
+from server.http.endpoint import GraphQLView
+from server.http.headers import ResponseHeaders
+from server.http.health import livez, readyz
+from server.http.pages import GraphiQLInBrowsers, Pages
+from server.http.prometheus import metrics
 from server.metrics import CountedSockets, Metrics
-from server.pages import GraphiQLInBrowsers, Pages
-from server.reading import open_reading
-from server.request_ids import RequestIds
-from server.schema import schema
-from server.scrape import metrics
-from server.sockets import Limits, Sockets
-from server.streams import Streams
-from shared.db import DEADLINE_SECONDS, Pool, create_pool
-from shared.queue import open_redis
-from shared.settings import Settings
-from shared.traces import open_traces
+from server.protection.admission import Admission
+from server.protection.auth import Access
+from server.schema.root import schema
+from server.standbys import open_reading
+from server.subscriptions.operations import Streams
+from server.subscriptions.websocket import Limits, Sockets
+from shared.config.settings import Settings
+from shared.queue.client import open_redis
+from shared.storage.database import DEADLINE_SECONDS, Pool, create_pool
+from shared.telemetry.traces import open_traces
 
 POOL_SIZE = 10
 STATEMENT_SECONDS = DEADLINE_SECONDS + 0.3
@@ -54,7 +54,7 @@ class State(TypedDict):
     redis: ArqRedis
     settings: Settings
     access: Access
-    live: Live
+    live: Feeds
     admission: Admission
     streams: Streams
     metrics: Metrics
@@ -80,7 +80,7 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
             ) as primary,
             open_reading(settings, primary, size=POOL_SIZE, statement_seconds=STATEMENT_SECONDS) as pool,
             open_redis(settings, retries=REDIS_RETRIES) as redis,
-            open_live(settings, redis, primary, limits.prices_behind) as live,
+            open_feeds(settings, redis, primary, limits.prices_behind) as live,
         ):
             yield {
                 "pool": pool,
@@ -132,29 +132,12 @@ class API(Starlette):
     def build_middleware_stack(self) -> ASGIApp:
         """Middleware, planned answers, and only then Starlette's own layers: those cost as much as such an answer."""
         outside, self.user_middleware = self.user_middleware, []
-        app: ASGIApp = RequestIds(NoSniffing(super().build_middleware_stack()))
+        app: ASGIApp = ResponseHeaders(super().build_middleware_stack())
         app = ProxyHeadersMiddleware(app, list(self.trusted_hops))  # type: ignore[assignment,arg-type]  # uvicorn's types
         app = PlannedExecution(app, schema, self.counted)
         for middleware in reversed(outside):
             app = middleware.cls(app, *middleware.args, **middleware.kwargs)
         return app
-
-
-class NoSniffing:
-    """ASGI middleware: no browser is to take an answer for anything but what it says it is."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_marked(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = message.get("headers", [])
-                if all(name.lower() != NO_SNIFFING[0] for name, _ in headers):
-                    message["headers"] = [*headers, NO_SNIFFING]
-            await send(message)
-
-        await self._app(scope, receive, send_marked if scope["type"] == "http" else send)
 
 
 async def sdl(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""What the API counts; `server/scrape.py` is where Prometheus reads it.
+"""What the API counts; `server/http/prometheus.py` is where Prometheus reads it.
 
 Every label has few values, none of them a client's own word: an operation is the root field it asks for, never the name
 it was given.
@@ -21,10 +21,10 @@ from graphql import (
 from prometheus_client.core import Metric
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.limits import load_document
-from server.schema import schema
+from server.schema.documents import load_document
+from server.schema.root import schema
 from shared.errors import QueryTooComplex, ServiceError
-from shared.metrics import Labels, Timing, build_info, counter, create_registry, gauge, histogram
+from shared.telemetry.metrics import Labels, Timing, build_info, counter, create_registry, gauge, histogram
 
 OK: Final = "ok"
 _UNREADABLE = {"GRAPHQL_PARSE_FAILED", QueryTooComplex.code}

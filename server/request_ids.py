@@ -8,7 +8,7 @@ import re
 import uuid
 from contextvars import ContextVar
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 from structlog.typing import EventDict, WrappedLogger
 
 HEADER = b"x-request-id"
@@ -20,21 +20,6 @@ _current: ContextVar[Scope | None] = ContextVar("request", default=None)
 
 remember_request = _current.set
 "To be called with a request's scope, in the task that answers it."
-
-
-class RequestIds:
-    """ASGI middleware: the answer, or a socket's handshake, says what the request is called."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_named(message: Message) -> None:
-            if message["type"] in {"http.response.start", "websocket.accept"}:
-                message["headers"] = [*message.get("headers", []), (HEADER, request_id_of(scope).encode())]
-            await send(message)
-
-        await self._app(scope, receive, send_named)
 
 
 def request_id_of(scope: Scope) -> str:

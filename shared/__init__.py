@@ -1,0 +1,1 @@
+"""What server and worker both use. Neither is imported from here."""

@@ -75,3 +75,8 @@ class StorageUnavailable(ServiceError):
 class QueueUnavailable(ServiceError):
     code = "QUEUE_UNAVAILABLE"
     is_ours = True
+
+
+def describe(error: BaseException) -> str:
+    """Its kind and, where there is one, its text: a time-out has none."""
+    return ": ".join(filter(None, (type(error).__name__, str(error))))

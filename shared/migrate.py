@@ -14,12 +14,13 @@ from pathlib import Path
 
 import asyncpg
 
-from shared.db import Pool, describe, fetch_row
-from shared.hosts import write_hosts
-from shared.log import configure_logging
-from shared.settings import SettingsError, load_settings
+from shared.config.settings import SettingsError, load_settings
+from shared.errors import describe
+from shared.storage.database import Pool, fetch_row
+from shared.storage.failover import write_hosts
+from shared.telemetry.logs import configure_logging
 
-DIRECTORY = Path(__file__).parent / "migrations"
+DIRECTORY = Path(__file__).parent / "storage" / "migrations"
 
 _LOCK = 0x64657269  # "deri": any number that no other program on this database uses
 _WAIT_FOR_DATABASE_SECONDS = 60

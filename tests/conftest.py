@@ -12,15 +12,15 @@ import pytest
 from arq.connections import ArqRedis
 from starlette.applications import Starlette
 
-from server.context import Context
-from shared.db import Pool, create_pool, fetch
-from shared.embedded import start_postgres, start_valkey
+from server.schema.context import Context
+from shared.config.settings import Settings, load_settings
+from shared.local.servers import start_postgres, start_valkey
 from shared.migrate import migrate
-from shared.queue import open_redis
-from shared.settings import Settings, load_settings
+from shared.queue.client import open_redis
+from shared.storage.database import Pool, create_pool, fetch
 from worker.context import Worker
-from worker.deribit import create_http
-from worker.simulator import Simulator, create_app
+from worker.exchange.http import create_http
+from worker.simulator.app import Simulator, create_app
 
 BASE_URL = "http://exchange.test/api/v2"
 

@@ -12,11 +12,11 @@ import httpx
 from arq.connections import ArqRedis
 from redis.exceptions import RedisError
 
-from shared.db import Pool
+from shared.config.settings import Settings
 from shared.grid import slot_of
-from shared.schedules import insert_schedules
-from shared.settings import Settings
-from worker.deribit import CONCURRENCY
+from shared.storage.database import Pool
+from shared.storage.schedules import insert_schedules
+from worker.exchange.http import CONCURRENCY
 from worker.metrics import Metrics
 
 GIVE_BACK_SECONDS = 18.0

@@ -19,13 +19,15 @@ from arq.typing import WorkerCoroutine
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import Metric
 
-from shared.db import Pool, describe
-from shared.fetch_jobs import FetchFailure
-from shared.metrics import Labels, Timing, build_info, counter, create_registry, histogram, pool_metrics
-from shared.prices import Price, PriceSource
-from shared.schedules import GapReason, MissedSlot
-from shared.settings import Settings
-from worker.deribit_errors import DeribitError
+from shared.config.settings import Settings
+from shared.errors import describe
+from shared.queue.fetches import FetchFailure
+from shared.storage.database import Pool
+from shared.storage.missed_slots import GapReason, MissedSlot
+from shared.storage.pool_metrics import pool_metrics
+from shared.storage.prices import Price, PriceSource
+from shared.telemetry.metrics import Labels, Timing, build_info, counter, create_registry, histogram
+from worker.exchange.errors import DeribitError
 
 logger = logging.getLogger(__name__)
 

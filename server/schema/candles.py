@@ -7,9 +7,9 @@ from typing import Annotated
 
 import strawberry
 
-from server.context import Info, selected
+from server.schema.context import Info, selected
 from server.schema.prices import Limit, Ticker, period
-from shared import candles as rollups
+from shared.storage import candles as rollups
 
 
 @strawberry.enum(description="How long a candle is. All are aligned to UTC.")

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import strawberry
 
-from server.context import Info, selected
+from server.schema.context import Info, selected
 from server.schema.prices import Limit, Ticker, period
-from shared import coverage
+from shared.storage import coverage
 
 
 @strawberry.enum(description="Why a slot is missing.")

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import strawberry
 
-from server.context import Info
 from server.request_ids import current_request_id, traceparent
+from server.schema.context import Info
 from server.schema.prices import Price, Tickers
-from shared import fetch_jobs
 from shared.errors import BadUserInput, RateLimited
-from shared.queue import within_deadline
-from shared.rate_limit import limits_of
-from shared.traces import span
+from shared.queue import fetches as fetch_jobs
+from shared.queue.client import within_deadline
+from shared.queue.rate_limit import limits_of
+from shared.telemetry.traces import span
 
 JobId = Annotated[strawberry.ID, strawberry.argument(description="As fetchPrices answered it.")]
 

@@ -6,13 +6,14 @@ from typing import Annotated
 
 import strawberry
 
-from server.context import Info
-from server.scalars import instant
+from server.schema.context import Info
 from server.schema.jobs import FetchJob, JobId
 from server.schema.prices import Price, Tickers
-from shared import fetch_jobs, prices
+from server.schema.scalars import instant
 from shared.errors import BadUserInput
-from shared.queue import within_deadline
+from shared.queue import fetches as fetch_jobs
+from shared.queue.client import within_deadline
+from shared.storage import prices
 
 
 @strawberry.type(description="What can be followed, over a WebSocket (graphql-transport-ws) or as an event stream.")

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import strawberry
 
-from server.context import Context, Info, selected
-from server.scalars import BadInstant, instant
-from shared import prices
+from server.schema.context import Context, Info, selected
+from server.schema.scalars import BadInstant, instant
 from shared.errors import BadUserInput, PriceStale
+from shared.storage import prices
 
 
 @strawberry.enum(description="How a price came to be stored.")
@@ -120,8 +120,7 @@ class PriceQuery:
         )
 
 
-# What the arguments mean to the statements of shared/prices.py, in the order of their parameters. Each raises the
-# errors that its field answers.
+# Arguments as the parameters of the statements in shared/storage/prices.py. Each raises the errors of its field.
 
 
 def latest_parameters(context: Context, ticker: str) -> tuple[str]:

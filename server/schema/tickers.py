@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 
 import strawberry
 
-from server.context import Context, Info
+from server.schema.context import Context, Info
 from server.schema.prices import Price
-from shared import prices, retention
+from shared.storage import prices, retention
 
 STALE_INTERVALS = 2
 

@@ -19,10 +19,10 @@ from typing import Never
 
 import asyncpg
 
-from shared.embedded import Server, free_port, start_postgres, start_valkey
-from shared.local_child import spawn
+from shared.config.settings import Settings
+from shared.local.child import spawn
+from shared.local.servers import Server, free_port, start_postgres, start_valkey
 from shared.migrate import migrate
-from shared.settings import Settings
 from tests.bench import collecting, figures, growth, report, rounds
 from tests.bench.data import POSTGRES_OPTIONS, fill
 from tests.bench.load import Generator, Order

@@ -23,11 +23,11 @@ import asyncpg
 import httpx
 import redis.asyncio
 
-from shared.db import Pool, create_pool
-from shared.embedded import Server
+from shared.config.settings import Settings, load_settings
+from shared.local.servers import Server
 from shared.migrate import migrate
-from shared.prices import Price, PriceSource, insert_prices
-from shared.settings import Settings, load_settings
+from shared.storage.database import Pool, create_pool
+from shared.storage.prices import Price, PriceSource, insert_prices
 from tests.bench import collecting, sockets
 from tests.bench.figures import create_database
 from tests.bench.machine import MIB, Cores, cpu_seconds, describe_cpu, share_out

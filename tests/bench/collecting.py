@@ -15,8 +15,8 @@ from pathlib import Path
 
 import asyncpg
 
-from shared.embedded import free_port
-from shared.local_child import spawn
+from shared.local.child import spawn
+from shared.local.servers import free_port
 from shared.migrate import migrate
 from tests.bench.machine import Cores, cpu_seconds, pin
 from tests.bench.peers import environment

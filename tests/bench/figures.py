@@ -12,14 +12,14 @@ from pathlib import Path
 
 import asyncpg
 
-from shared.db import create_pool
-from shared.embedded import free_port
-from shared.fetch_jobs import enqueue_fetch_prices, select_fetch_job
-from shared.local_child import spawn
+from shared.config.settings import load_settings
+from shared.local.child import spawn
+from shared.local.servers import free_port
 from shared.migrate import migrate
-from shared.prices import Price, PriceSource, insert_prices
-from shared.queue import open_redis
-from shared.settings import load_settings
+from shared.queue.client import open_redis
+from shared.queue.fetches import enqueue_fetch_prices, select_fetch_job
+from shared.storage.database import create_pool
+from shared.storage.prices import Price, PriceSource, insert_prices
 from tests.bench.data import LAST_MINUTE, TICKERS
 from tests.bench.load import Generator, Order, quantile
 from tests.bench.machine import pin, rss_mib

@@ -6,10 +6,10 @@ from statistics import median
 
 import asyncpg
 
-from shared.candles import CandleInterval, select_candles
-from shared.db import Pool, create_pool
-from shared.prices import select_latest_price, select_price_history, select_prices_in_period
-from shared.settings import load_settings
+from shared.config.settings import load_settings
+from shared.storage.candles import CandleInterval, select_candles
+from shared.storage.database import Pool, create_pool
+from shared.storage.prices import select_latest_price, select_price_history, select_prices_in_period
 from tests.bench import data
 from tests.bench.data import LAST_MINUTE, TICKERS, fill
 

@@ -12,9 +12,9 @@ import time
 
 import uvloop
 
-from server.__main__ import create_server
 from server.app import create_app
-from shared.settings import load_settings
+from server.process import create_server
+from shared.config.settings import load_settings
 
 _TICK_SECONDS = 0.0005
 

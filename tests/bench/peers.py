@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shared.embedded import free_port
-from shared.local_child import spawn
+from shared.local.child import spawn
+from shared.local.servers import free_port
 from tests.bench.questions import Question, to_graphql, to_postgraphile, to_rest
 
 HERE = Path(__file__).parent

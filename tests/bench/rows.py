@@ -22,17 +22,17 @@ from statistics import median
 
 import asyncpg
 
-from shared import prices as statements
-from shared.candles import CandleInterval, select_candles
-from shared.coverage import select_coverage
-from shared.db import Pool, create_pool
-from shared.embedded import start_postgres
+from shared.config.settings import Settings, load_settings
 from shared.errors import StorageUnavailable
+from shared.local.servers import start_postgres
 from shared.migrate import migrate
-from shared.pool import Connection
-from shared.prices import Price, PriceSource, insert_prices
-from shared.retention import drop_oldest_prices
-from shared.settings import Settings, load_settings
+from shared.storage import prices as statements
+from shared.storage.candles import CandleInterval, select_candles
+from shared.storage.coverage import select_coverage
+from shared.storage.database import Pool, create_pool
+from shared.storage.pool import Connection
+from shared.storage.prices import Price, PriceSource, insert_prices
+from shared.storage.retention import drop_oldest_prices
 from tests.bench.figures import create_database
 from tests.bench.machine import MIB, describe_cpu
 from tests.bench.report import as_markdown, as_text

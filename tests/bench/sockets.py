@@ -24,10 +24,10 @@ from typing import cast
 
 import uvloop
 
-from shared.db import create_pool
+from shared.config.settings import Settings, load_settings
 from shared.migrate import migrate
-from shared.prices import Price, PriceSource, insert_prices
-from shared.settings import Settings, load_settings
+from shared.storage.database import create_pool
+from shared.storage.prices import Price, PriceSource, insert_prices
 from tests.bench.data import TICKERS
 from tests.bench.load import quantile
 from tests.bench.machine import Cores, cpu_seconds, on_core, pin, rss_mib, share_out

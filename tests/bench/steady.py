@@ -27,8 +27,8 @@ from statistics import linear_regression
 
 import asyncpg
 
-from shared.local_child import spawn
-from shared.settings import Settings
+from shared.config.settings import Settings
+from shared.local.child import spawn
 from tests.bench import collecting, steady_report
 from tests.bench.arrivals import WINDOW_SECONDS, Arrivals, Kind, Order, Phase, Seen
 from tests.bench.data import ROWS_PER_TICKER, TICKERS, fill

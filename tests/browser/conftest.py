@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Route, async_playwright
 
-from shared.embedded import free_port
-from shared.local_web import SERVER, build
-from tests.integration.test_local import Demo
+from shared.local.pages import SERVER, build
+from shared.local.servers import free_port
+from tests.integration.local.test_stack import Demo
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.async_api import Browser, Page, Request, expect
 
-from server.pages import STATIC
+from server.http.pages import STATIC
 from tests.browser.conftest import Visitor
 from tests.browser.dashboard import (
     TOKEN,

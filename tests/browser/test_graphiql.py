@@ -10,9 +10,9 @@ from urllib.parse import urlencode
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from shared.embedded import free_port
+from shared.local.servers import free_port
 from tests.browser.conftest import Visitor, until, visit
-from tests.integration.test_local import Demo
+from tests.integration.local.test_stack import Demo
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import httpx
 
-from shared.embedded import free_port
-from shared.settings import Settings
+from shared.config.settings import Settings
+from shared.local.servers import free_port
 
 _ROOT = Path(__file__).parents[2]
 _START_SECONDS = 20

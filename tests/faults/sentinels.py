@@ -12,8 +12,8 @@ from pathlib import Path
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from shared.embedded import _package
-from shared.local_child import spawn
+from shared.local.child import spawn
+from shared.local.servers import _package
 from tests.faults.stack import quiet_port
 
 NAME = "prices"

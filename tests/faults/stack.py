@@ -20,10 +20,11 @@ import asyncpg
 import httpx
 from arq.connections import ArqRedis
 
-from shared.embedded import Server, start_postgres, start_valkey
+from shared.config.settings import load_settings
+from shared.local.servers import Server, start_postgres, start_valkey
 from shared.migrate import migrate
-from shared.queue import open_redis, select_live_workers
-from shared.settings import load_settings
+from shared.queue.client import open_redis
+from shared.queue.worker_registry import select_live_workers
 
 TICKERS = ("btc_usd", "eth_usd")
 ROOT = Path(__file__).parents[2]

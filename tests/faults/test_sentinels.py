@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from shared.deferred import defer
 from shared.grid import EPOCH
-from shared.schedules import GapReason, MissedSlot
+from shared.queue.deferred import defer
+from shared.storage.missed_slots import GapReason, MissedSlot
 from tests.faults.conftest import IS_LONG, Report
 from tests.faults.history import check_history
 from tests.faults.sentinels import Node, Replicated, open_replicated

@@ -5,9 +5,9 @@ import os
 import pytest
 from arq.connections import ArqRedis
 
-from shared.db import Pool
-from shared.prices import insert_prices
-from shared.settings import Settings
+from shared.config.settings import Settings
+from shared.storage.database import Pool
+from shared.storage.prices import insert_prices
 from tests.fuzz.conftest import IS_LONG, SEED
 from tests.fuzz.inputs import KINDS
 from tests.fuzz.target import Target

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from hypothesis_graphql import nodes
 from schemathesis import GenerationMode
 
-from server.schema import schema
-from shared.db import Pool
-from shared.prices import insert_prices
-from shared.settings import Settings
+from server.schema.root import schema
+from shared.config.settings import Settings
+from shared.storage.database import Pool
+from shared.storage.prices import insert_prices
 from tests.fuzz import verdict
 from tests.fuzz.conftest import IS_LONG, SEED
 from tests.fuzz.target import PATIENCE

@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 
-from shared.embedded import free_port
-from shared.settings import Settings
+from shared.config.settings import Settings
+from shared.local.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 

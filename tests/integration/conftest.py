@@ -11,9 +11,9 @@ import uvicorn
 from arq.connections import ArqRedis
 
 from server.app import create_app
-from shared.db import Pool
-from shared.embedded import free_port
-from shared.settings import Settings
+from shared.config.settings import Settings
+from shared.local.servers import free_port
+from shared.storage.database import Pool
 
 
 class Server(uvicorn.Server):

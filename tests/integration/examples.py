@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
-from shared.db import Pool, fetch
-from shared.prices import Price, PriceSource
-from shared.schedules import GapReason, MissedSlot
+from shared.storage.database import Pool, fetch
+from shared.storage.missed_slots import GapReason, MissedSlot
+from shared.storage.prices import Price, PriceSource
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

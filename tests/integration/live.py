@@ -12,12 +12,12 @@ import httpx
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from server import __main__ as command
+from server import process
 from server.app import create_app
-from server.sockets import Limits
-from shared.embedded import free_port
-from shared.prices import Price, PriceSource
-from shared.settings import Settings
+from server.subscriptions.websocket import Limits
+from shared.config.settings import Settings
+from shared.local.servers import free_port
+from shared.storage.prices import Price, PriceSource
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -38,7 +38,7 @@ def at(minute: float) -> str:
     return (NOON + minute * MINUTE).isoformat()
 
 
-class Server(command.Server):
+class Server(process.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Ctrl-C is the test run's."""
@@ -120,7 +120,7 @@ class LiveApi:
 @asynccontextmanager
 async def serve_live(settings: Settings, limits: Limits | None = None) -> AsyncIterator[LiveApi]:
     port = free_port()
-    made = command.create_server(create_app(settings, limits or Limits()), "127.0.0.1", port)
+    made = process.create_server(create_app(settings, limits or Limits()), "127.0.0.1", port)
     server = Server(made.config)
     serving = asyncio.create_task(server.serve())
     try:

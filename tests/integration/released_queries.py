@@ -18,13 +18,16 @@ import httpx
 from arq.connections import ArqRedis
 
 from server.app import create_app
-from shared.candles import CandleInterval, select_candles
-from shared.coverage import select_coverage, select_gaps, select_missing_runs
-from shared.db import Pool, create_pool
-from shared.deferred import defer, store_oldest_deferred
-from shared.embedded import start_postgres, start_valkey
+from shared.config.settings import Settings, load_settings
+from shared.local.servers import start_postgres, start_valkey
 from shared.migrate import migrate, read_migrations
-from shared.prices import (
+from shared.queue.client import open_redis
+from shared.queue.deferred import defer, store_oldest_deferred
+from shared.storage.candles import CandleInterval, select_candles
+from shared.storage.coverage import select_coverage, select_gaps, select_missing_runs
+from shared.storage.database import Pool, create_pool
+from shared.storage.missed_slots import GapReason, MissedSlot, insert_missed_slots, insert_unanswered
+from shared.storage.prices import (
     Price,
     PriceSource,
     insert_prices,
@@ -35,17 +38,7 @@ from shared.prices import (
     select_price_history,
     select_prices_in_period,
 )
-from shared.queue import open_redis
-from shared.schedules import (
-    GapReason,
-    MissedSlot,
-    finish_first_fill,
-    insert_missed_slots,
-    insert_schedules,
-    insert_unanswered,
-    select_first_fills,
-)
-from shared.settings import Settings, load_settings
+from shared.storage.schedules import finish_first_fill, insert_schedules, select_first_fills
 
 FILE = Path(__file__).with_suffix(".json")
 TICKERS = ["btc_usd", "eth_usd"]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import asyncpg
 
-from shared.embedded import Server, _let_run, _package, free_port, spawn_postgres
-from shared.local_folder import log_text, own_folder, spawn_server
+from shared.local.data_folder import log_text, own_folder, spawn_server
+from shared.local.servers import Server, _let_run, _package, free_port, spawn_postgres
 
 START_SECONDS = 30.0
 

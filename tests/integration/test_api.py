@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from shared.fetch_jobs import FetchFailure, finish_fetch_job, start_fetch_job
 from shared.grid import slot_of
-from shared.prices import Price, PriceSource, insert_prices
-from shared.queue import report_worker
-from shared.schedules import GapReason, MissedSlot, insert_missed_slots
+from shared.queue.fetches import FetchFailure, finish_fetch_job, start_fetch_job
+from shared.queue.worker_registry import report_worker
+from shared.storage.missed_slots import GapReason, MissedSlot, insert_missed_slots
+from shared.storage.prices import Price, PriceSource, insert_prices
 from tests.integration.conftest import Api
 from tests.integration.examples import MINUTE, NOON, example_price, insert_schedule_rows
 from worker.context import Worker

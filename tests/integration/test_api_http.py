@@ -11,10 +11,10 @@ import httpx
 import pytest
 from graphql import get_introspection_query
 
-from server.schema import schema
-from shared.db import Pool
-from shared.embedded import free_port
-from shared.settings import Settings
+from server.schema.root import schema
+from shared.config.settings import Settings
+from shared.local.servers import free_port
+from shared.storage.database import Pool
 from tests.integration.conftest import Api, serve
 
 QUERY = "{ latestPrices { price } }"

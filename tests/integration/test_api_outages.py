@@ -13,10 +13,10 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 
-from shared.db import Pool
-from shared.embedded import Server, free_port, start_postgres, start_valkey
+from shared.config.settings import Settings
+from shared.local.servers import Server, free_port, start_postgres, start_valkey
 from shared.migrate import migrate, read_migrations
-from shared.settings import Settings
+from shared.storage.database import Pool
 from tests.integration.conftest import Api, serve
 
 LIMIT_SECONDS = 4.0

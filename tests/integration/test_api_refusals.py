@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from shared.prices import insert_prices
+from shared.storage.prices import insert_prices
 from tests.integration.conftest import Api
 from tests.integration.examples import example_price
 from worker.context import Worker

@@ -12,13 +12,13 @@ from gql.transport.httpx import HTTPXAsyncTransport
 from gql.transport.websockets import WebsocketsTransport
 from graphql import print_schema
 
-from server.schema import schema
-from shared.prices import insert_prices
-from shared.settings import Settings
+from server.schema.root import schema
+from shared.config.settings import Settings
+from shared.storage.prices import insert_prices
 from tests.clients import node
 from tests.clients.api import serve_process
 from tests.integration.examples import MINUTE, NOON, example_price
-from tests.integration.test_fetch_jobs import run_queued
+from tests.integration.queue.test_fetches import run_queued
 from worker.context import Worker
 
 HISTORY = "query History($ticker: String!) { priceHistory(ticker: $ticker) { price timestamp } }"

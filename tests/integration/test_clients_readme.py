@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from shared.embedded import free_port
-from shared.prices import insert_prices
-from shared.settings import Settings
+from shared.config.settings import Settings
+from shared.local.servers import free_port
+from shared.storage.prices import insert_prices
 from tests.clients import node
 from tests.clients.api import serve_process
 from tests.integration.examples import MINUTE, NOON, example_price
-from tests.integration.test_fetch_jobs import run_queued
+from tests.integration.queue.test_fetches import run_queued
 from worker.context import Worker
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")

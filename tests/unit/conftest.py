@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from server.context import Context
-from shared.settings import Settings, SettingsError, load_settings
+from server.schema.context import Context
+from shared.config.settings import Settings, SettingsError, load_settings
 from tests.unit.replies import settings_for
 
 UNUSED: Any = None

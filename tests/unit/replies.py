@@ -7,11 +7,11 @@ from typing import Any
 import httpx
 import pytest
 
+from shared.config.settings import Settings, load_settings
 from shared.grid import from_microseconds
-from shared.schedules import GapReason
-from shared.settings import Settings, load_settings
-from worker.deribit import ChartPoint, Observation, create_http, get_index_chart, get_index_price
-from worker.deribit_errors import DeribitError, Retry
+from shared.storage.missed_slots import GapReason
+from worker.exchange.errors import DeribitError, Retry
+from worker.exchange.http import ChartPoint, Observation, create_http, get_index_chart, get_index_price
 
 US_IN, US_OUT = 1791434504596178, 1791434504601145
 OBSERVED_AT: datetime = from_microseconds(US_OUT)

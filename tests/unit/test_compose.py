@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import yaml
 
-from server.__main__ import FINISH_SECONDS
-from server.connections import MAX_CONNECTIONS
-from shared.settings import Settings, load_settings
-from worker.__main__ import JOB_SECONDS
+from server.process import FINISH_SECONDS
+from server.transport.http import MAX_CONNECTIONS
+from shared.config.settings import Settings, load_settings
+from worker.schedule import JOB_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 APP_SERVICES = ("api", "migrate", "worker")

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,13 +16,15 @@ from arq.cron import CronJob
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import queue
 from shared.grid import EPOCH, slot_of
-from shared.queue import open_redis
+from shared.queue import client
+from shared.queue import jobs as job_names
+from shared.queue.client import open_redis
 from shared.version import VERSION
 from tests.unit.replies import settings_for
-from worker.__main__ import GridCron, create_worker, cron_jobs
 from worker.context import Worker
+from worker.runner import create_worker
+from worker.schedule import GridCron, cron_jobs
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("server", "worker", "shared")
@@ -69,32 +72,101 @@ def test_shared_knows_neither_server_nor_worker() -> None:
     assert [i for i in IMPORTS if i.file.startswith("shared/") and i.package in {"server", "worker", "tests"}] == []
 
 
+FLOORS = {
+    "server": (
+        ("__main__",),
+        ("process", "app"),
+        ("compiled",),
+        ("http",),
+        ("subscriptions",),
+        ("metrics",),
+        ("schema",),
+        ("protection", "feeds", "standbys", "transport", "lru", "request_ids"),
+    ),
+    "worker": (
+        ("__main__",),
+        ("runner",),
+        ("schedule",),
+        ("jobs",),
+        ("exchange/retries",),
+        ("context",),
+        ("exchange", "simulator"),
+        ("metrics",),
+        ("exchange/errors",),
+    ),
+    "shared": (
+        ("local", "migrate"),
+        ("queue",),
+        ("storage",),
+        ("telemetry",),
+        ("config",),
+        ("errors", "grid", "version"),
+    ),
+}
+"Rooms from the top floor down. A room may import rooms of lower floors, and itself."
+
+
+def room_of(path: str, package: str) -> str:
+    """`server/schema/prices.py` is in `schema`; a path that is named by itself in FLOORS is its own room."""
+    inside = path.removeprefix(f"{package}/").removesuffix(".py")
+    named = {room for floor in FLOORS[package] for room in floor}
+    return inside if inside in named else inside.partition("/")[0]
+
+
+def test_rooms_depend_downwards_only() -> None:
+    files = {path.as_posix() for path in FILES}
+    upwards = set()
+    for package, floors in FLOORS.items():
+        level = {room: number for number, floor in enumerate(floors) for room in floor}
+        for found in IMPORTS:
+            if not found.file.startswith(f"{package}/") or found.package != package:
+                continue
+            paths = (f"{found.module}.{found.name}".replace(".", "/") + ".py", found.module.replace(".", "/") + ".py")
+            imported = next((path for path in paths if path in files), None)
+            if imported is None:
+                continue
+            above, below = room_of(found.file, package), room_of(imported, package)
+            if above != below and level[above] >= level[below]:
+                upwards.add((found.file, imported))
+    assert upwards == set()
+
+
+def test_no_folder_has_more_than_12_modules() -> None:
+    folders = Counter(path.parent.as_posix() for path in FILES if not path.stem.startswith("__"))
+    assert {folder: count for folder, count in folders.items() if count > 12} == {}
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    silent = [
+        path
+        for path in FILES
+        if path.name == "__init__.py" and not ast.get_docstring(ast.parse((ROOT / path).read_text()))
+    ]
+    assert silent == []
+
+
+def test_no_module_is_named_like_a_folder_beside_it() -> None:
+    assert [path for path in FILES if (ROOT / path).with_suffix("").is_dir() or path.stem == path.parent.name] == []
+
+
 @pytest.mark.parametrize("library", ["strawberry", "graphql", "starlette", "uvicorn"])
 def test_only_the_server_knows_graphql_and_http(library: str) -> None:
     users = {i.file for i in IMPORTS if i.package == library}
-    assert {file for file in users if not file.startswith(("server/", "worker/simulator"))} == set()
+    assert {file for file in users if not file.startswith(("server/", "worker/simulator/"))} == set()
 
 
 def test_only_the_module_of_traces_knows_opentelemetry() -> None:
     """And imports it when it is switched on, not before."""
-    assert {i.file for i in IMPORTS if i.package == "opentelemetry"} == {"shared/traces.py"}
+    assert {i.file for i in IMPORTS if i.package == "opentelemetry"} == {"shared/telemetry/traces.py"}
     code = "import sys, server.__main__, worker.__main__; print([m for m in sys.modules if 'opentelemetry' in m])"
     imported = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert imported.stdout == "[]\n"
 
 
 def test_arq_is_known_to_the_queue_and_the_worker() -> None:
-    """Elsewhere it is the type of a Redis client, and what an arq job looks like where one is written by hand."""
-    elsewhere = [
-        i for i in IMPORTS if i.package == "arq" and i.file != "shared/queue.py" and not i.file.startswith("worker/")
-    ]
-    handwritten = {
-        ("shared/fetch_jobs.py", "arq.constants", "default_queue_name"),
-        ("shared/fetch_jobs.py", "arq.constants", "job_key_prefix"),
-        ("shared/fetch_jobs.py", "arq.jobs", "serialize_job"),
-    }
-    others = {(i.file, i.module, i.name) for i in elsewhere if (i.module, i.name) != ("arq.connections", "ArqRedis")}
-    assert others <= handwritten
+    """Elsewhere only the type of its Redis client is used."""
+    elsewhere = [i for i in IMPORTS if i.package == "arq" and not i.file.startswith(("shared/queue/", "worker/"))]
+    assert {(i.module, i.name) for i in elsewhere} <= {("arq.connections", "ArqRedis")}
 
 
 def test_only_settings_and_the_launcher_read_the_environment() -> None:
@@ -103,7 +175,7 @@ def test_only_settings_and_the_launcher_read_the_environment() -> None:
         for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}:
                 readers.add(path.as_posix())
-    assert {file for file in readers if not file.startswith("shared/local")} == set()
+    assert {file for file in readers if not file.startswith("shared/local/")} == set()
 
 
 def test_no_file_is_longer_than_250_lines() -> None:
@@ -127,12 +199,12 @@ async def test_every_job_is_registered_under_its_functions_name() -> None:
         jobs = cron_jobs(worker)
         arq_worker = create_worker(worker, jobs, handle_signals=False)
     crons = {job.coroutine.__qualname__ for job in jobs}
-    names = {value for name, value in vars(queue).items() if name.isupper() and isinstance(value, str)} - {"workers"}
-    assert names == {"fetch_prices", "store_deferred"}
-    assert names - set(arq_worker.functions) == set()
+    names = {value for name, value in vars(job_names).items() if name.isupper() and isinstance(value, str)}
+    assert names == {"fetch_prices", "fetch_slot", "store_deferred"}
+    assert names - {name.removeprefix("cron:") for name in arq_worker.functions} == set()
     assert {job.name for job in jobs} == {f"cron:{name}" for name in crons} <= set(arq_worker.functions)
     assert (arq_worker.timezone, arq_worker.job_serializer, arq_worker.job_deserializer) == (
-        (UTC, queue.serialize, queue.deserialize)
+        (UTC, client.serialize, client.deserialize)
     )
     assert arq_worker.in_progress_timeout_s < 60, "a killed job is run again within its minute"
 
@@ -142,7 +214,7 @@ def cron_job(name: str, interval_seconds: int = 60) -> CronJob:
 
 
 def test_a_slot_runs_once_and_is_tried_again() -> None:
-    job = cron_job("fetch_prices")
+    job = cron_job("fetch_slot")
     assert isinstance(job, GridCron)
     assert (job.unique, job.max_tries, job.keep_result_s, job.timeout_s, job.job_id, job.run_at_startup) == (
         (True, 3, 3600, 20, None, False)
@@ -168,7 +240,7 @@ def test_old_prices_are_dropped_once_a_minute_and_not_at_the_start() -> None:
     assert (job.interval, job.offset) == (timedelta(minutes=1), timedelta(seconds=15))
 
 
-@pytest.mark.parametrize("name", ["fetch_prices", "fetch_again", "heal_gaps", "drop_old_prices"])
+@pytest.mark.parametrize("name", ["fetch_slot", "retry_slot", "heal_gaps", "drop_old_prices"])
 def test_no_time_that_was_slept_through_is_worked_off(name: str) -> None:
     job = cron_job(name)
     job.calculate_next(datetime.now(UTC) - timedelta(hours=9))
@@ -179,7 +251,7 @@ def test_no_time_that_was_slept_through_is_worked_off(name: str) -> None:
 @given(st.sampled_from((1, 5, 10, 60, 300, 3600)), st.floats(-7200, 7200))
 def test_the_next_time_is_always_a_slot_that_has_not_been_run(interval_seconds: int, seconds: float) -> None:
     interval, now = timedelta(seconds=interval_seconds), datetime.now(UTC)
-    job = cron_job("fetch_prices", interval_seconds)
+    job = cron_job("fetch_slot", interval_seconds)
     previous = slot_of(now + timedelta(seconds=seconds), interval)
     job.calculate_next(previous)
     assert job.next_run is not None
@@ -190,7 +262,7 @@ def test_the_next_time_is_always_a_slot_that_has_not_been_run(interval_seconds: 
 
 
 def test_after_a_long_sleep_only_the_running_slot_is_made_up_for() -> None:
-    job = cron_job("fetch_prices", 1)
+    job = cron_job("fetch_slot", 1)
     job.next_run = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
     due = []
     while job.next_run <= datetime.now(UTC):

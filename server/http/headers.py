@@ -1,0 +1,26 @@
+"""Headers that every response carries."""
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.request_ids import HEADER, request_id_of
+
+NO_SNIFFING = (b"x-content-type-options", b"nosniff")
+"Browsers must not guess another media type than the one that the response states."
+
+
+class ResponseHeaders:
+    """ASGI middleware: adds X-Request-ID and X-Content-Type-Options."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] in {"http.response.start", "websocket.accept"}:
+                headers = [*message.get("headers", []), (HEADER, request_id_of(scope).encode())]
+                if message["type"] == "http.response.start" and all(name != NO_SNIFFING[0] for name, _ in headers):
+                    headers.append(NO_SNIFFING)
+                message["headers"] = headers
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)

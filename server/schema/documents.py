@@ -1,0 +1,145 @@
+"""What a document may weigh, looked at once per document, before it is validated or run."""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from graphql import (
+    DocumentNode,
+    FieldNode,
+    FragmentDefinitionNode,
+    FragmentSpreadNode,
+    GraphQLError,
+    GraphQLSchema,
+    GraphQLSyntaxError,
+    InlineFragmentNode,
+    OperationDefinitionNode,
+    SelectionSetNode,
+    parse,
+)
+from graphql.validation import ASTValidationRule, NoSchemaIntrospectionCustomRule
+from strawberry.extensions import SchemaExtension
+from strawberry.schema.schema import validate_document
+
+from server.lru import Kept
+from shared.errors import QueryTooComplex
+
+MAX_LENGTH = 20_000
+"Characters."
+
+MAX_TOKENS = 2000
+"Twice what GraphiQL's introspection takes; 20,000 would hold the event loop for more than a second."
+
+MAX_DEPTH = 15
+MAX_ALIASES = 50
+MAX_FIELDS = 300
+"GraphiQL's introspection has fewer; comparing the fields of one level with each other takes their square."
+
+MAX_NAME_LENGTH = 100
+"A name is repeated in every row of the answer."
+
+_TOO_DEEP = f"A document may be {MAX_DEPTH} levels deep, no more."
+
+
+class DocumentLimits(SchemaExtension):
+    """Parse with a bounded cache. Refuses a document over a limit with `QueryTooComplex`; where INTROSPECTION is off,
+    validation refuses one that asks for the schema.
+    """
+
+    def on_parse(self) -> Iterator[None]:
+        context = self.execution_context
+        if context.context is not None and not context.context.settings.introspection:
+            context.validation_rules = (*context.validation_rules, NoSchemaIntrospectionCustomRule)
+        if context.query:
+            context.graphql_document = load_document(context.query)
+            operations = [d for d in context.graphql_document.definitions if isinstance(d, OperationDefinitionNode)]
+            if len(operations) > 1 and context._provided_operation_name is None:  # Strawberry would run the first
+                raise GraphQLError("Must provide operation name if query contains multiple operations.")
+        yield
+
+    def on_validate(self) -> Iterator[None]:
+        context = self.execution_context
+        context.pre_execution_errors = validate(context.query, context.schema._schema, context.validation_rules)
+        yield
+
+
+def load_document(query: str) -> DocumentNode:
+    """Raises `GraphQLSyntaxError`, `QueryTooComplex`."""
+    if len(query) > MAX_LENGTH:
+        raise QueryTooComplex(f"A document may have {MAX_LENGTH} characters, no more.")
+    return _parse(query)
+
+
+def _parse_anew(query: str) -> DocumentNode:
+    try:
+        document = parse(query, max_tokens=MAX_TOKENS)
+    except GraphQLSyntaxError as error:
+        if f"more than {MAX_TOKENS} tokens" in error.message:
+            raise QueryTooComplex(f"A document may have {MAX_TOKENS} tokens, no more.") from None
+        if "nested too deeply" in error.message:
+            raise QueryTooComplex(_TOO_DEEP) from None
+        raise
+    fragments = {d.name.value: d for d in document.definitions if isinstance(d, FragmentDefinitionNode)}
+    for definition in document.definitions:
+        selections = getattr(definition, "selection_set", None)
+        if selections:
+            _refuse_heavy(weigh(selections, fragments))
+    return document
+
+
+def _validate_anew(query: str, schema: GraphQLSchema, rules: tuple[type[ASTValidationRule], ...]) -> list[GraphQLError]:
+    return validate_document(schema, load_document(query), rules)
+
+
+_parse = Kept(_parse_anew)
+validate = Kept(_validate_anew)
+
+
+class Weight(NamedTuple):
+    """Levels, aliases, fields and the longest name of a selection set, a fragment counted wherever it is spread."""
+
+    depth: int = 0
+    aliases: int = 0
+    fields: int = 0
+    longest: int = 0
+
+
+def _refuse_heavy(weight: Weight) -> None:
+    if weight.depth > MAX_DEPTH:
+        raise QueryTooComplex(_TOO_DEEP)
+    if weight.aliases > MAX_ALIASES:
+        raise QueryTooComplex(f"A document may have {MAX_ALIASES} aliases, no more.")
+    if weight.fields > MAX_FIELDS:
+        raise QueryTooComplex(f"A document may have {MAX_FIELDS} fields, no more.")
+    if weight.longest > MAX_NAME_LENGTH:
+        raise QueryTooComplex(f"A name may have {MAX_NAME_LENGTH} characters, no more.")
+
+
+def weigh(
+    selections: SelectionSetNode,
+    fragments: Mapping[str, FragmentDefinitionNode],
+    known: dict[str, Weight] | None = None,
+) -> Weight:
+    """Each fragment is weighed once; one that spreads itself weighs nothing there, and validation refuses it."""
+    known = {} if known is None else known
+    depth, aliases, fields, longest = 1, 0, 0, 0
+    for selection in selections.selections:
+        inner = Weight()
+        match selection:
+            case FieldNode(selection_set=inner_selections):
+                fields += 1
+                aliases += selection.alias is not None
+                longest = max(longest, len((selection.alias or selection.name).value))
+                if inner_selections:
+                    inner = weigh(inner_selections, fragments, known)
+                    inner = inner._replace(depth=inner.depth + 1)
+            case InlineFragmentNode(selection_set=inner_selections):
+                inner = weigh(inner_selections, fragments, known)
+            case FragmentSpreadNode():
+                name = selection.name.value
+                if name in fragments and name not in known:
+                    known[name] = Weight()
+                    known[name] = weigh(fragments[name].selection_set, fragments, known)
+                inner = known.get(name, inner)
+        depth, longest = max(depth, inner.depth), max(longest, inner.longest)
+        aliases, fields = aliases + inner.aliases, fields + inner.fields
+    return Weight(depth, aliases, fields, longest)

@@ -1,0 +1,68 @@
+"""uvicorn's WebSocket protocol, with an end to peers that do not read.
+
+A transport that is closed waits until everything was sent. A peer that has shut its TCP window, and goes on saying so,
+would be waited for as long as it likes: here it is given a moment.
+"""
+
+import asyncio
+import logging
+import socket
+from asyncio.transports import BaseTransport
+from collections.abc import Coroutine
+from typing import Any
+
+from uvicorn._types import ASGISendEvent
+from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+LINGER_SECONDS = 2.0
+SEND_BUFFER_BYTES = 64 * 1024
+"Of the kernel, which would let it grow to megabytes for each peer that does not read."
+
+UNREAD_PONGS_BYTES = 256 * 1024
+"More than uvicorn lets an application write ahead."
+
+
+async def _refuse() -> None:
+    raise ClientDisconnected
+
+
+class SocketProtocol(WebSocketsSansIOProtocol):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # Apart from the server's own lines, for these are several for each socket (see shared/telemetry/logs.py).
+        self.logger = self.conn.logger = logging.getLogger("uvicorn.sockets")
+        self.conn.debug = self.logger.isEnabledFor(logging.DEBUG)
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        super().connection_made(transport)
+        if (connection := transport.get_extra_info("socket")) is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+
+    def send(self, message: ASGISendEvent) -> Coroutine[Any, Any, None]:
+        """To a socket that was closed here, for its peer answers no ping, as to one that the peer has left."""
+        return _refuse() if self.close_sent else super().send(message)
+
+    def handle_ping(self) -> None:
+        """Each is answered, read or not: one that only asks would fill the memory with answers."""
+        if self.transport.get_write_buffer_size() > UNREAD_PONGS_BYTES:
+            self.transport.abort()
+        else:
+            super().handle_ping()
+
+    def on_task_complete(self, task: asyncio.Task[None]) -> None:
+        super().on_task_complete(task)
+        self._end_soon()
+
+    def keepalive_timeout(self) -> None:
+        super().keepalive_timeout()
+        self._end_soon()
+
+    def shutdown(self) -> None:
+        """May come again, for those that have not taken it."""
+        if not self.transport.is_closing():
+            super().shutdown()
+        self._end_soon()
+
+    def _end_soon(self) -> None:
+        self.loop.call_later(LINGER_SECONDS, self.transport.abort)

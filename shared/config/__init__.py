@@ -1,0 +1,1 @@
+"""Settings: read once from the environment and `.env`, checked, and passed down. Read `settings.py` first."""

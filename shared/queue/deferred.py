@@ -1,0 +1,94 @@
+"""Prices and reasons that could not be stored yet: kept in Redis, in order of their slots, until PostgreSQL is back.
+
+A sorted set, scored by the slot. An entry leaves it only after it has been stored, so one that is stored twice (two
+workers, a crash in between) is one row all the same.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+from arq.connections import ArqRedis
+
+from shared.queue.jobs import enqueue_store_deferred
+from shared.queue.replication import execute_confirmed_if_possible
+from shared.storage.database import Pool
+from shared.storage.missed_slots import GapReason, MissedSlot, insert_missed_slots
+from shared.storage.prices import Price, PriceSource, dump_price, insert_prices, load_price
+
+logger = logging.getLogger(__name__)
+
+_REFUSALS = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+
+_KEY = "deferred"
+_BATCH = 500
+_FIRST_ATTEMPT_SECONDS = 1.0
+
+
+async def defer(redis: ArqRedis, prices: Sequence[Price], missed: Sequence[MissedSlot]) -> None:
+    """Keep these until PostgreSQL is back, and see to it that somebody looks.
+
+    What comes just as that job ends is found by the next healing run, within a minute.
+    """
+    entries = {json.dumps({"price": dump_price(p)}, sort_keys=True): p.timestamp.timestamp() for p in prices}
+    entries |= {json.dumps({"missed": _dump_missed(m)}, sort_keys=True): m.slot.timestamp() for m in missed}
+    if entries:
+        scored = [part for entry, score in entries.items() for part in (score, entry)]
+        await execute_confirmed_if_possible(redis, ("ZADD", _KEY, *scored))
+        await enqueue_store_deferred(redis, after_seconds=_FIRST_ATTEMPT_SECONDS)
+
+
+async def count_deferred(redis: ArqRedis) -> int:
+    """Prices and reasons that wait."""
+    return int(await redis.zcard(_KEY))
+
+
+async def store_oldest_deferred(
+    redis: ArqRedis, pool: Pool, note: Callable[[Sequence[Price], Sequence[MissedSlot]], None] = lambda *_: None
+) -> int:
+    """Store one batch, oldest slots first; answers how many entries it held. Raises `StorageUnavailable`.
+
+    `note` is given what was new.
+    """
+    entries = await redis.zrange(_KEY, 0, _BATCH - 1)
+    records = [json.loads(entry) for entry in entries]
+    prices = [load_price(record["price"]) for record in records if "price" in record]
+    missed = [_load_missed(record["missed"]) for record in records if "missed" in record]
+    try:
+        note(await insert_prices(pool, prices), [])
+    except _REFUSALS:  # of one of them, which must not hold up the others for ever
+        for price in prices:
+            stored = await _store_one(pool, price)
+            if stored is None and price.source is PriceSource.SCHEDULED:
+                missed.append(_refused(price))
+            note(stored or [], [])
+    note([], await insert_missed_slots(pool, missed))
+    if entries:
+        await redis.zrem(_KEY, *entries)
+    return len(entries)
+
+
+async def _store_one(pool: Pool, price: Price) -> list[Price] | None:
+    """`None` where PostgreSQL refuses it."""
+    try:
+        return await insert_prices(pool, [price])
+    except _REFUSALS:
+        logger.exception("PostgreSQL refuses %s", price)
+        return None
+
+
+def _refused(price: Price) -> MissedSlot:
+    return MissedSlot(price.ticker, price.timestamp, GapReason.STORAGE_ERROR, "fetched, refused by the storage")
+
+
+def _dump_missed(missed: MissedSlot) -> dict[str, object]:
+    return {**asdict(missed), "slot": missed.slot.isoformat(), "reason": missed.reason.value}
+
+
+def _load_missed(record: dict[str, Any]) -> MissedSlot:
+    slot, reason = datetime.fromisoformat(record["slot"]), GapReason(record["reason"])
+    return MissedSlot(**{**record, "slot": slot, "reason": reason})

@@ -1,0 +1,140 @@
+"""Candles from the rollups by the minute and by the hour that the database keeps exact with the prices."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from enum import StrEnum
+
+from shared.storage.database import Pool, fetch
+
+
+class CandleInterval(StrEnum):
+    ONE_MINUTE = "ONE_MINUTE"
+    FIVE_MINUTES = "FIVE_MINUTES"
+    FIFTEEN_MINUTES = "FIFTEEN_MINUTES"
+    ONE_HOUR = "ONE_HOUR"
+    FOUR_HOURS = "FOUR_HOURS"
+    ONE_DAY = "ONE_DAY"
+
+
+LENGTHS = {
+    CandleInterval.ONE_MINUTE: timedelta(minutes=1),
+    CandleInterval.FIVE_MINUTES: timedelta(minutes=5),
+    CandleInterval.FIFTEEN_MINUTES: timedelta(minutes=15),
+    CandleInterval.ONE_HOUR: timedelta(hours=1),
+    CandleInterval.FOUR_HOURS: timedelta(hours=4),
+    CandleInterval.ONE_DAY: timedelta(days=1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Candle:
+    """The prices in [start, start + interval). `complete`: it has ended, and has every slot of the schedule's grid."""
+
+    ticker: str
+    start: datetime
+    open: Decimal
+    high: Decimal
+    low: Decimal
+    close: Decimal
+    samples: int
+    complete: bool
+
+
+# $1 ticker, $2 the candle's length, $3 from, $4 to, $5 limit, $6 now. `{table}` has rows of `{width}` seconds.
+_CANDLES = """
+    with schedule as (
+        select
+            interval_seconds,
+            make_interval(secs => interval_seconds) as step,
+            since,
+            lead(since, 1, 'infinity') over (order by since) as until,
+            -- The seconds of a row that are slots. Every step divides the row's width, or is a multiple of it.
+            rpad('', {width}, rpad('1', interval_seconds, '0'))::bit({width}) as slots
+        from schedules
+        where ticker = $1
+    ), part as (
+        -- No candle is made of more rows than fit in it, so these are enough for all that are asked for.
+        select date_bin($2, start, 'epoch') as bucket, start, open, high, low, close, samples, seconds
+        from {table}
+        where ticker = $1
+          and start >= date_bin($2, $3, 'epoch')
+          and start < date_bin($2, $4, 'epoch') + $2
+        order by start
+        limit $5::bigint * (extract(epoch from $2::interval) / {width})::bigint
+    ), candle as (
+        select
+            bucket,
+            (array_agg(open order by start))[1] as open,
+            max(high) as high,
+            min(low) as low,
+            (array_agg(close order by start))[count(*)::integer] as close,
+            sum(samples)::integer as samples,
+            sum((
+                select sum(bit_count(substring(seconds & slots from first + 1 for after - first)))
+                from schedule
+                cross join lateral (
+                    -- The part of the row that the schedule was in force, in seconds: mostly all of it.
+                    select
+                        case
+                            when since <= start then 0
+                            else ceil(extract(epoch from since - start))::integer
+                        end as first,
+                        case
+                            when until >= start + interval '{width} s' then {width}
+                            else ceil(extract(epoch from until - start))::integer
+                        end as after
+                ) as bounds
+                where since < start + interval '{width} s'
+                  and until > start
+                  and date_bin(step, start, 'epoch') = start
+            )) as present
+        from part
+        group by bucket
+        order by bucket
+        limit $5
+    )
+    select
+        $1 as ticker,
+        bucket as start,
+        open,
+        high,
+        low,
+        close,
+        samples,
+        bucket + $2 <= $6
+            and coalesce(bucket >= (select min(since) from schedule), false)
+            and coalesce(present, 0) = (
+                select coalesce(sum(
+                    ceil(extract(epoch from least(until, bucket + $2)) / interval_seconds)
+                    - ceil(extract(epoch from greatest(since, bucket)) / interval_seconds)
+                ), 0)
+                from schedule
+                where since < bucket + $2
+                  and until > bucket
+            ) as complete
+    from candle
+    order by bucket
+"""
+
+_FROM_MINUTES = _CANDLES.format(table="candle_minutes", width=60)
+_FROM_HOURS = _CANDLES.format(table="candle_hours", width=3600)
+
+
+async def select_candles(
+    pool: Pool,
+    ticker: str,
+    interval: CandleInterval,
+    from_dt: datetime,
+    to_dt: datetime,
+    limit: int,
+    now: datetime,
+) -> list[Candle]:
+    """Oldest first: from the candle that `from_dt` falls in to the one that `to_dt` falls in, each of them whole.
+
+    Nothing is expected before the first schedule, so nothing can be said of it: a candle that begins earlier is never
+    complete.
+    """
+    length = LENGTHS[interval]
+    sql = _FROM_MINUTES if length < timedelta(hours=1) else _FROM_HOURS
+    return [Candle(*row) for row in await fetch(pool, sql, ticker, length, from_dt, to_dt, limit, now)]

@@ -1,0 +1,157 @@
+"""How much of the schedule's grid is stored, and what is missing and why. Computed in SQL from the rows themselves.
+
+Where these were dropped for their age, from the candles, which know of every second whether it had a price.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from shared.storage.database import Pool, fetch, fetch_row
+from shared.storage.missed_slots import GapReason, MissingRun
+from shared.storage.missing_runs import MISSING_RUNS, SEGMENTS
+
+COVERAGE_DEADLINE_SECONDS = 5.0
+"A year of one-second slots is many rows to count; the answer is worth more than two seconds."
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Slots of the grid that have ended: how many there should be, and how many there are.
+
+    `dropped`: how many of these only candles tell of, for their prices are older than what is kept.
+    """
+
+    expected: int
+    present: int
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Consecutive missing slots with one reason, from the first slot's beginning to the last one's end."""
+
+    from_dt: datetime
+    to_dt: datetime
+    missing: int
+    reason: GapReason
+    detail: str | None
+
+
+_COUNTED = (
+    SEGMENTS
+    + """
+    , counted as (
+        select
+            upper - lower as length,
+            step,
+            (
+                select count(*)
+                from prices
+                where ticker = $1
+                  and timestamp >= lower
+                  and timestamp < upper
+                  and date_bin(step, timestamp, 'epoch') = timestamp
+            ) as present,
+            0 as dropped
+        from segment
+        union all
+        select upper - lower, step, dropped, dropped
+        from dropped_segment
+        cross join lateral (
+            select
+                coalesce(sum(bit_count(substring(seconds & slots from first + 1 for after - first))), 0) as dropped
+            from candle_minutes
+            cross join lateral (
+                -- The part of the minute that is asked about, in seconds: mostly all of it.
+                select
+                    greatest(extract(epoch from lower - start)::integer, 0) as first,
+                    least(extract(epoch from upper - start)::integer, 60) as after
+            ) as bounds
+            where ticker = $1
+              and start > lower - interval '1 minute'
+              and start < upper
+              and date_bin(step, start, 'epoch') = start
+        ) as stored
+    )
+    select
+        coalesce(sum(round(extract(epoch from length) / extract(epoch from step))), 0)::bigint as expected,
+        coalesce(sum(present), 0)::bigint as present,
+        coalesce(sum(dropped), 0)::bigint as dropped
+    from counted
+"""
+)
+
+
+async def select_coverage(pool: Pool, ticker: str, from_dt: datetime, to_dt: datetime, now: datetime) -> Coverage:
+    """Count the ended slots in [from_dt, to_dt)."""
+    # A year of seconds may take its time; a storage that is away must not take as long to be found out.
+    await fetch(pool, "select")
+    row = await fetch_row(pool, _COUNTED, ticker, from_dt, to_dt, now, timeout=COVERAGE_DEADLINE_SECONDS)
+    assert row is not None  # noqa: S101  an aggregate always has one row
+    return Coverage(row["expected"], row["present"], row["dropped"])
+
+
+async def select_coverages(
+    pool: Pool, tickers: Sequence[str], from_dt: datetime, to_dt: datetime, now: datetime
+) -> dict[str, Coverage]:
+    """As `select_coverage`, for several tickers and a short period."""
+    sql = f"""
+        select wanted.ticker, counted.*
+        from unnest($1::text[]) as wanted (ticker)
+        cross join lateral ({_COUNTED.replace("$1", 'wanted.ticker collate "C"')}) as counted
+    """
+    rows = await fetch(pool, sql, list(tickers), from_dt, to_dt, now)
+    return {row["ticker"]: Coverage(row["expected"], row["present"], row["dropped"]) for row in rows}
+
+
+async def select_gaps(
+    pool: Pool, ticker: str, from_dt: datetime, to_dt: datetime, now: datetime, limit: int
+) -> list[Gap]:
+    """Oldest first, neighbouring runs with the same reason and detail merged."""
+    sql = (
+        MISSING_RUNS
+        + """
+        , marked as (
+            select
+                *,
+                lag(after) over series is distinct from first
+                    or lag(reason) over series is distinct from reason
+                    or lag(detail) over series is distinct from detail as starts
+            from run
+            window series as (order by first)
+        ), grouped as (
+            select *, count(*) filter (where starts) over (order by first) as number
+            from marked
+        )
+        select
+            min(first) as from_dt,
+            max(after) as to_dt,
+            sum(round(extract(epoch from after - first) / extract(epoch from step)))::bigint as missing,
+            min(reason)::text as reason,
+            min(detail) as detail
+        from grouped
+        group by number
+        order by number
+        limit $5
+    """
+    )
+    rows = await fetch(pool, sql, ticker, from_dt, to_dt, now, limit, timeout=COVERAGE_DEADLINE_SECONDS)
+    return [Gap(row["from_dt"], row["to_dt"], row["missing"], GapReason(row["reason"]), row["detail"]) for row in rows]
+
+
+async def select_missing_runs(
+    pool: Pool, ticker: str, from_dt: datetime, to_dt: datetime, now: datetime
+) -> list[MissingRun]:
+    """The missing slots that the chart has not been asked about in vain, newest first."""
+    sql = (
+        MISSING_RUNS
+        + """
+        select first, after, step
+        from run
+        where not unanswered
+        order by first desc
+    """
+    )
+    rows = await fetch(pool, sql, ticker, from_dt, to_dt, now, timeout=COVERAGE_DEADLINE_SECONDS)
+    return [MissingRun(row["first"], row["after"], row["step"]) for row in rows]

@@ -1,0 +1,70 @@
+"""Slots without a price, and why: the table `missed_slots`."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from shared.storage.database import WRITE_SECONDS, Pool, columns, write
+
+
+class GapReason(StrEnum):
+    NOT_COLLECTED = "NOT_COLLECTED"
+    EXCHANGE_ERROR = "EXCHANGE_ERROR"
+    REJECTED_VALUE = "REJECTED_VALUE"
+    STORAGE_ERROR = "STORAGE_ERROR"
+
+
+@dataclass(frozen=True, slots=True)
+class MissedSlot:
+    """Why one slot has no price. `detail` is the same for the same fault, so that gaps can be merged."""
+
+    ticker: str
+    slot: datetime
+    reason: GapReason
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MissingRun:
+    """Missing slots `first`, `first + interval`, … before `end`."""
+
+    first: datetime
+    end: datetime
+    interval: timedelta
+
+
+async def insert_missed_slots(
+    pool: Pool, missed: Iterable[MissedSlot], *, timeout: float = WRITE_SECONDS
+) -> list[MissedSlot]:
+    """Write down why slots are missing; the first reason stands. Answers those that had none."""
+    sql = """
+        insert into missed_slots (ticker, slot, reason, detail)
+        select ticker, slot, reason::gap_reason, detail
+        from unnest($1::text[], $2::timestamptz[], $3::text[], $4::text[]) as fresh (ticker, slot, reason, detail)
+        order by ticker collate "C", slot
+        on conflict do nothing
+        returning ticker, slot, reason::text, detail
+    """
+    rows = [(m.ticker, m.slot, m.reason.value, m.detail) for m in missed]
+    stored = await write(pool, sql, *columns(rows, 4), timeout=timeout) if rows else []
+    return [MissedSlot(row["ticker"], row["slot"], GapReason(row["reason"]), row["detail"]) for row in stored]
+
+
+async def insert_unanswered(
+    pool: Pool, ticker: str, runs: Iterable[MissingRun], *, timeout: float = WRITE_SECONDS
+) -> None:
+    """Write down that the chart had nothing for these slots, so that it is not asked again; a reason stays."""
+    sql = """
+        insert into missed_slots (ticker, slot, reason, unanswered)
+        select $1, slot, 'NOT_COLLECTED', true
+        from unnest($2::timestamptz[], $3::timestamptz[], $4::interval[]) as run (first, after, step)
+        cross join lateral generate_series(first, after - step, step) as slot
+        order by slot
+        on conflict (ticker, slot) do update
+        set unanswered = true
+        where not missed_slots.unanswered
+    """
+    rows = [(run.first, run.end, run.interval) for run in runs]
+    if rows:
+        await write(pool, sql, ticker, *columns(rows, 3), timeout=WRITE_SECONDS)

@@ -1,0 +1,156 @@
+"""Missing slots in SQL, completed by `coverage.py`: segments of the grid, and the runs of slots missing in them."""
+
+# $1 ticker, $2 from, $3 to (exclusive), $4 now. One row per schedule that reaches into the period, with the first slot
+# asked about and the end of the last one: nothing is expected before the first schedule, and a slot that is still
+# running is not missing. What was dropped, and what was not, are segments of their own.
+SEGMENTS = """
+    with dropped as (
+        select kept_from
+        from dropped_prices
+        where ticker = $1
+    ), schedule as (
+        select
+            make_interval(secs => interval_seconds) as step,
+            since,
+            lead(since, 1, 'infinity') over (order by since) as until
+        from schedules
+        where ticker = $1
+    ), bounded as (
+        select
+            step,
+            greatest(since, $2::timestamptz) as lower,
+            least(until, $3::timestamptz, date_bin(step, $4::timestamptz, 'epoch')) as upper
+        from schedule
+    ), rounded as (
+        -- Both bounds rounded up to the grid; date_bin rounds towards the past.
+        select
+            step,
+            date_bin(step, lower + step - interval '1 microsecond', 'epoch') as lower,
+            date_bin(step, upper + step - interval '1 microsecond', 'epoch') as upper
+        from bounded
+        where lower < upper
+    ), segment as (
+        -- A midnight is on every grid. Without one, greatest and least leave the bound as it is.
+        select step, greatest(lower, (select kept_from from dropped)) as lower, upper
+        from rounded
+        where upper > coalesce((select kept_from from dropped), '-infinity')
+    ), dropped_segment as (
+        select
+            step,
+            lower,
+            least(upper, kept_from) as upper,
+            -- The seconds of a minute that are slots. Every step divides the minute, or is a multiple of it.
+            rpad('', 60, rpad('1', extract(epoch from step)::integer, '0'))::bit(60) as slots
+        from rounded
+        cross join dropped
+        where lower < kept_from
+    )
+"""
+
+# Runs of missing slots: the holes between stored neighbours, split where the reason of a slot is known. Only the holes
+# are sorted, for the stored slots come from the index in order.
+MISSING_RUNS = (
+    SEGMENTS
+    + """
+    , hole as (
+        select segment.step, bounds.first, bounds.after
+        from segment
+        cross join lateral (
+            select previous + segment.step as first, timestamp as after
+            from (
+                select timestamp, lag(timestamp, 1, segment.lower - segment.step) over (order by timestamp) as previous
+                from prices
+                where ticker = $1
+                  and timestamp >= segment.lower
+                  and timestamp < segment.upper
+                  and date_bin(segment.step, timestamp, 'epoch') = timestamp
+            ) as stored
+            where timestamp > previous + segment.step
+            union all
+            select
+                segment.step + coalesce(
+                    (
+                        select timestamp
+                        from prices
+                        where ticker = $1
+                          and timestamp >= segment.lower
+                          and timestamp < segment.upper
+                          and date_bin(segment.step, timestamp, 'epoch') = timestamp
+                        order by timestamp desc
+                        limit 1
+                    ),
+                    segment.lower - segment.step
+                ),
+                segment.upper
+        ) as bounds
+        where bounds.first < bounds.after
+        union all
+        select dropped_segment.step, bounds.first, bounds.after
+        from dropped_segment
+        cross join lateral (
+            select
+                lag(stored.last, 1, lower - step) over (order by stored.first) + step as first,
+                stored.first as after
+            from (
+                select stretch.first, stretch.last
+                from candle_minutes
+                cross join lateral (
+                    select start + interval '1 minute' - least(step, interval '1 minute') as last_slot
+                ) as minute
+                cross join lateral (
+                    select start >= lower and last_slot < upper and seconds & slots = slots as is_whole
+                ) as known
+                cross join lateral (
+                    -- A whole minute at once, or the slots one by one.
+                    select start as first, last_slot as last
+                    where is_whole
+                    union all
+                    select slot, slot
+                    from generate_series(start, last_slot, step) as slot
+                    where not is_whole
+                      and slot >= lower
+                      and slot < upper
+                      and get_bit(seconds, extract(epoch from slot - start)::integer) = 1
+                ) as stretch
+                where ticker = $1
+                  and start > lower - interval '1 minute'
+                  and start < upper
+                  and date_bin(step, start, 'epoch') = start
+                union all
+                select upper, null
+            ) as stored
+        ) as bounds
+        where bounds.first < bounds.after
+    ), event as (
+        select hole.*, known.*
+        from hole
+        cross join lateral (
+            -- The stored slot, or the bound, that the hole begins behind.
+            select
+                hole.first - hole.step as slot,
+                true as present,
+                null::gap_reason as reason,
+                null::text as detail,
+                false as unanswered
+            union all
+            select slot, false, reason, detail, unanswered
+            from missed_slots
+            where ticker = $1
+              and slot >= hole.first
+              and slot < hole.after
+              and date_bin(hole.step, slot, 'epoch') = slot
+        ) as known
+    ), neighbour as (
+        select *, lead(slot, 1, after) over (partition by first order by slot) as next
+        from event
+    ), run as (
+        select slot as first, slot + step as after, step, reason, detail, unanswered
+        from neighbour
+        where not present
+        union all
+        select slot + step, next, step, 'NOT_COLLECTED', null, false
+        from neighbour
+        where next > slot + step
+    )
+"""
+)

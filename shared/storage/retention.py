@@ -1,0 +1,125 @@
+"""Retention: raw prices are dropped for their age, their candles stay. Which were dropped is written down per ticker.
+
+First the instant `kept_from` is moved: from then on prices before it are not stored, and candles before it not computed
+again (migration 0006). Then the rows go, some at a time. So it does not matter who does it, how often, or how far one
+came.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from shared.storage.database import WRITE_SECONDS, Pool, fetch, write
+
+
+async def select_kept_from(pool: Pool, tickers: Sequence[str]) -> dict[str, datetime]:
+    """The instant before which a ticker's raw prices were dropped, for those of whom any were."""
+    sql = """
+        select ticker, kept_from
+        from dropped_prices
+        where ticker = any($1::text[])
+    """
+    return {row["ticker"]: row["kept_from"] for row in await fetch(pool, sql, list(tickers))}
+
+
+async def move_kept_from(pool: Pool, now: datetime, retention: timedelta) -> dict[str, datetime]:
+    """Decide what is too old, for every ticker that was ever collected. Answers the instants that have moved.
+
+    Counted back from a ticker's newest price, to the midnight before: what is collected no more, or a clock gone wrong,
+    loses nothing. Never back. Not even where there is nothing older: nothing was dropped then.
+    """
+    sql = """
+        with collected as (
+            select distinct ticker
+            from schedules
+        ), wanted as (
+            select collected.ticker, date_bin('1 day', least(newest.timestamp, $1) - $2::interval, 'epoch') as kept_from
+            from collected
+            cross join lateral (
+                select timestamp
+                from prices
+                where prices.ticker = collected.ticker
+                order by timestamp desc
+                limit 1
+            ) as newest
+        )
+        insert into dropped_prices (ticker, kept_from)
+        select ticker, kept_from
+        from wanted
+        where exists (
+            select
+            from prices
+            where prices.ticker = wanted.ticker
+              and timestamp < wanted.kept_from
+              and timestamp >= coalesce(
+                  (select kept_from from dropped_prices where dropped_prices.ticker = wanted.ticker), '-infinity'
+              )
+        )
+        order by ticker
+        on conflict (ticker) do update
+        set kept_from = excluded.kept_from
+        where dropped_prices.kept_from < excluded.kept_from
+        returning ticker, kept_from
+    """
+    rows = await write(pool, sql, now, retention, timeout=WRITE_SECONDS)
+    return {row["ticker"]: row["kept_from"] for row in rows}
+
+
+async def select_to_drop(pool: Pool) -> dict[str, datetime]:
+    """The tickers that still have prices from before their `kept_from`, which it answers."""
+    sql = """
+        select ticker, kept_from
+        from dropped_prices
+        where exists (
+            select
+            from prices
+            where prices.ticker = dropped_prices.ticker
+              and timestamp >= dropped_until
+              and timestamp < kept_from
+        )
+        order by ticker
+    """
+    return {row["ticker"]: row["kept_from"] for row in await fetch(pool, sql)}
+
+
+async def drop_oldest_prices(pool: Pool, ticker: str, limit: int) -> int:
+    """Delete a ticker's oldest prices from before its `kept_from`, and count them; answers how many.
+
+    One transaction, which has the writers' lock: `limit` is how long others wait.
+    """
+    sql = """
+        with gone as (
+            delete from prices
+            where ticker = $1
+              and timestamp >= (select dropped_until from dropped_prices where ticker = $1)
+              and timestamp < (select kept_from from dropped_prices where ticker = $1)
+              and timestamp < coalesce(
+                  (
+                      select timestamp
+                      from prices
+                      where ticker = $1
+                        and timestamp >= (select dropped_until from dropped_prices where ticker = $1)
+                      order by timestamp
+                      offset $2
+                      limit 1
+                  ),
+                  'infinity'
+              )
+            returning timestamp
+        ), replaced as (
+            -- Kept for those who follow prices, who can be told of none of these any more.
+            delete from replaced_prices
+            using gone
+            where replaced_prices.ticker = $1
+              and replaced_prices.timestamp = gone.timestamp
+        )
+        update dropped_prices
+        set dropped_until = last,
+            prices = prices + count,
+            dropped_at = now()
+        from (select max(timestamp) as last, count(*) as count from gone) as these
+        where ticker = $1
+          and count > 0
+        returning count
+    """
+    rows = await write(pool, sql, ticker, limit, timeout=WRITE_SECONDS)
+    return rows[0]["count"] if rows else 0

@@ -1,0 +1,312 @@
+"""What PostgreSQL writes is what Strawberry would have said, to the letter."""
+
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.types import Receive, Scope, Send
+from strawberry.http import process_result
+
+from server.compiled.middleware import PlannedExecution
+from server.http.endpoint import MAX_BODY_BYTES
+from server.protection.admission import Admission
+from server.schema.context import Context
+from server.schema.root import schema
+from shared.config.settings import Settings
+from shared.local.servers import free_port
+from shared.storage.database import create_pool, fetch
+from shared.storage.prices import Price, PriceSource, insert_prices
+
+START = datetime(2026, 3, 1, tzinfo=UTC)
+FIELDS = ["ticker", "price", "timestamp", "observedAt", "source", "testnet", "__typename"]
+DIGITS = ["91234.56", "2722.40", "0.00001583", "7", "2200", "0.0000000001", "123456789012345678.123456789012345678"]
+MICROSECONDS = [0, 1, 27885, 100000, 999999]
+FETCHED_ROWS = 12
+
+
+@dataclass
+class Api:
+    """The planned path, and whether it passed a request on."""
+
+    context: Context
+    is_passed_on: bool = False
+    http: httpx.AsyncClient = field(init=False)
+    planned: PlannedExecution = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.planned = PlannedExecution(self.pass_on, schema)
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            context = self.context
+            scope["state"] = {
+                "pool": context.pool,
+                "redis": context.redis,
+                "settings": context.settings,
+                "admission": Admission(context.pool),
+            }
+            await self.planned(scope, receive, send)
+
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api.test")
+
+    async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.is_passed_on = True
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def post(self, query: str, variables: object = None, operation_name: str | None = None) -> str | None:
+        """The planned answer, `None` where the request was passed on."""
+        self.is_passed_on = False
+        body = {"query": query, "variables": variables, "operationName": operation_name}
+        response = await self.http.post("/graphql", json=body)
+        return None if self.is_passed_on else response.text
+
+
+def fresh(context: Context) -> Context:
+    return Context(context.pool, context.redis, context.settings)
+
+
+async def plainly(context: Context, query: str, variables: Any = None, operation_name: str | None = None) -> str:
+    """What Strawberry says, as its view writes it."""
+    result = await schema.execute(query, variables, fresh(context), operation_name=operation_name)
+    return json.dumps(process_result(result), separators=(",", ":"))
+
+
+@pytest.fixture
+async def api(context: Context) -> AsyncIterator[Api]:
+    prices = [
+        Price(
+            ticker,
+            Decimal(DIGITS[number % len(DIGITS)]),
+            START + timedelta(minutes=number, microseconds=MICROSECONDS[number % len(MICROSECONDS)]),
+            START + timedelta(minutes=number, microseconds=MICROSECONDS[(number + 2) % len(MICROSECONDS)]),
+            list(PriceSource)[number % 3],
+            number % 2 == 0,
+        )
+        for ticker in ("btc_usd", "eth_usd")
+        for number in range(FETCHED_ROWS)
+    ]
+    await insert_prices(context.pool, prices)
+    api = Api(context)
+    async with api.http:
+        yield api
+
+
+def mostly(good: list[Any], bad: list[Any]) -> st.SearchStrategy[Any]:
+    return st.sampled_from(good * (12 * len(bad) // len(good) + 1) + bad)
+
+
+instants = mostly(
+    [*((START + timedelta(minutes=n)).isoformat() for n in (-1, 0, 3, 7, 60)), "2026-03-01T03:05:00+03:00"],
+    ["2026-03-01T00:00:00", "yesterday"],
+)
+tickers = mostly(["btc_usd", "ETH_USD", " btc_usd "], ["no_such"])
+limits = mostly([1, 2, 5, 10_000], [0, -1, 10_001])
+
+
+def texts(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[str]:
+    return strategy.map(json.dumps)
+
+
+@st.composite
+def arguments(draw: st.DrawFn, variables: dict[str, tuple[str, Any]], values: dict[str, tuple[str, Any]]) -> str:
+    """Each argument left out, null, written in place, or a variable with or without a default."""
+    written = []
+    for name, (kind, strategy) in values.items():
+        match draw(st.sampled_from(["written"] * 12 + ["variable"] * 6 + ["default"] * 4 + ["out", "null"])):
+            case "written":
+                written.append(f"{name}: {draw(texts(strategy))}")
+            case "null":
+                written.append(f"{name}: null")
+            case "variable":
+                variables[f"v{len(variables)}"] = (kind, draw(strategy))
+                written.append(f"{name}: $v{len(variables) - 1}")
+            case "default":
+                nullable = kind.rstrip("!")
+                variables[f"v{len(variables)}"] = (f"{nullable} = {draw(texts(strategy))}", ...)
+                written.append(f"{name}: $v{len(variables) - 1}")
+    return f"({', '.join(written)})" if written else ""
+
+
+@st.composite
+def selections(draw: st.DrawFn, depth: int = 0) -> str:
+    parts = []
+    for name in draw(st.lists(st.sampled_from(FIELDS), min_size=1, max_size=5)):
+        alias = draw(st.sampled_from(["", "", "", f"as_{name}: "]))
+        directive = draw(st.sampled_from([""] * 40 + [" @include(if: true)", " @skip(if: true)"]))
+        parts.append(f"{alias}{name}{directive}")
+    if depth < 2 and draw(st.integers(0, 3)) == 0:
+        condition = draw(st.sampled_from(["... on Price"] * 9 + ["...", "... on Query"]))
+        parts.append(f"{condition} {draw(selections(depth + 1))}")
+    if draw(st.integers(0, 3)) == 0:
+        parts.append("...Named")
+    return "{ " + " ".join(parts) + " }"
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
+    variables: dict[str, tuple[str, Any]] = {}
+    roots = []
+    for number in range(draw(st.integers(1, 4))):
+        alias = draw(st.sampled_from([f"r{number}: "] * 8 + ["", "same: "]))
+        match draw(
+            st.sampled_from(["latest", "latests", "history", "period"] * 6 + ["__typename", "__typename", "tickers"])
+        ):
+            case "latest":
+                written = draw(arguments(variables, {"ticker": ("String!", tickers)}))
+                roots.append(f"{alias}latestPrice{written} {draw(selections())}")
+            case "latests":
+                written = draw(arguments(variables, {"tickers": ("[String!]", st.lists(tickers, max_size=3))}))
+                roots.append(f"{alias}latestPrices{written} {draw(selections())}")
+            case "history":
+                pair = {"ticker": ("String!", tickers), "limit": ("Int!", limits), "before": ("DateTime", instants)}
+                roots.append(f"{alias}priceHistory{draw(arguments(variables, pair))} {draw(selections())}")
+            case "period":
+                bounds = dict.fromkeys(("fromDt", "toDt"), ("DateTime!", instants))
+                pair = {"ticker": ("String!", tickers), **bounds, "after": ("DateTime", instants)}
+                roots.append(f"{alias}pricesInPeriod{draw(arguments(variables, pair))} {draw(selections())}")
+            case "tickers":
+                roots.append(f"{alias}tickers {{ name intervalSeconds }}")
+            case _:
+                roots.append(f"{alias}__typename")
+    declared = ", ".join(f"${name}: {kind}" for name, (kind, _) in variables.items())
+    head = f"query Q({declared})" if declared else draw(st.sampled_from(["", "query Q"]))
+    body = " ".join(roots)
+    named = "fragment Named on Price { price at: timestamp }" if "...Named" in body else ""
+    return f"{head} {{ {body} }} {named}", {n: v for n, (_, v) in variables.items() if v is not ...}
+
+
+PLANNED = 0
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(document=documents())
+async def test_the_planned_answer_is_strawberrys(api: Api, document: tuple[str, dict[str, Any]]) -> None:
+    global PLANNED
+    query, variables = document
+    answer = await api.post(query, variables)
+    if answer is not None:
+        PLANNED += 1
+        assert answer == await plainly(api.context, query, variables)
+
+
+def test_a_good_part_of_the_generated_documents_was_planned() -> None:
+    assert PLANNED > 100, PLANNED
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        '{ latestPrice(ticker: "btc_usd") { price timestamp } }',
+        '{ latestPrice(ticker: "eth_usd") { ...{ a: price } ...F } } fragment F on Price { __typename b: price }',
+        "{ __typename latestPrices { ticker price observedAt testnet source timestamp __typename } }",
+        'query ($n: Int! = 3) { priceHistory(ticker: "btc_usd", limit: $n) { price } priceHistory(ticker: "btc_usd", '
+        "limit: $n) { timestamp } }",
+        '{ a: pricesInPeriod(ticker: "eth_usd", fromDt: "2026-03-01T00:01:00Z", toDt: "2026-03-01T00:05:00Z") {price} '
+        'b: pricesInPeriod(ticker: "eth_usd", fromDt: "2031-03-01T00:00:00Z", toDt: "2031-03-02T00:00:00Z") {price} }',
+    ],
+)
+async def test_ordinary_documents_are_planned(api: Api, query: str) -> None:
+    answer = await api.post(query)
+    assert answer is not None
+    assert answer == await plainly(api.context, query)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        '{ latestPrice(ticker: "btc_usd", maxAgeSeconds: 5) { price } }',
+        '{ latestPrice(ticker: "btc_usd") @include(if: true) { price } }',
+        "{ tickers { name } }",
+        "{ __typename }",
+        "{ __schema { queryType { name } } }",
+        "mutation { fetchPrices { id } }",
+        '{ priceHistory(ticker: "btc_usd", limit: 0) { price } }',
+        '{ latestPrice(ticker: "no_such") { price } }',
+        "{ latestPrice { price } }",
+        "{ nonsense",
+        "query A { __typename } query B { latestPrices { price } }",
+    ],
+)
+async def test_everything_else_is_passed_on(api: Api, query: str) -> None:
+    assert await api.post(query) is None
+
+
+async def test_the_named_operation_is_the_one_that_is_answered(api: Api) -> None:
+    query = 'query A { latestPrice(ticker: "btc_usd") { price } } query B { latestPrice(ticker: "eth_usd") { ticker } }'
+    assert await api.post(query, None, "B") == await plainly(api.context, query, None, "B")
+    assert await api.post(query, None, "C") is None
+
+
+async def test_more_rows_than_a_request_may_ask_for_are_passed_on(api: Api) -> None:
+    fields = " ".join(f'{name}: priceHistory(ticker: "btc_usd", limit: 10000) {{ price }}' for name in "abc")
+    assert await api.post(f"{{ {fields} }}") is None
+
+
+async def test_storage_away_is_answered_as_strawberry_would(redis: Any, settings: Settings) -> None:
+    nowhere = settings.model_copy(update={"database_url": f"postgresql://u:p@127.0.0.1:{free_port()}/d"})
+    async with create_pool(nowhere, name="tests") as pool:
+        api = Api(Context(pool, redis, settings))
+        query = '{ __typename a: latestPrice(ticker: "btc_usd") { price } latestPrices { price } }'
+        async with api.http:
+            answer = await api.post(query)
+        assert answer is not None
+        assert json.loads(answer) == json.loads(await plainly(api.context, query))
+
+
+async def test_a_fault_of_ours_is_passed_on_to_be_masked(api: Api) -> None:
+    await fetch(api.context.pool, "alter table prices rename column source to origin")
+    try:
+        assert await api.post("{ latestPrices { price } }") is None
+    finally:
+        await fetch(api.context.pool, "alter table prices rename column origin to source")
+
+
+async def test_what_is_too_long_for_a_document_is_not_remembered(api: Api) -> None:
+    planner = api.planned._planner
+    before = len(planner.plan)
+    for number in range(3):
+        assert await api.post("{ latestPrices { price } }" + " " * (20_001 + number)) is None
+        assert await api.post("query A { latestPrices { price } }", None, "A" * (20_001 + number)) is None
+    assert len(planner.plan) == before
+
+
+async def test_fragments_that_multiply_cost_nothing(api: Api) -> None:
+    links = " ".join(f"fragment F{n} on Query {{ ...F{n + 1} ...F{n + 1} }}" for n in range(100))
+    query = f"{{ ...F0 }} {links} fragment F100 on Query {{ latestPrices {{ price }} }}"
+    started = time.monotonic()
+    await api.post(query)
+    assert time.monotonic() - started < 5  # it was longer than the universe has been
+
+    query = "{ latestPrices { ...P ...P } } fragment P on Price { price ...Q ...Q } fragment Q on Price { ticker }"
+    assert await api.post(query) == await plainly(api.context, query)
+
+
+async def test_a_list_of_wrong_variables_is_refused_at_its_first(api: Api) -> None:
+    started = time.monotonic()
+    query = "query ($t: [String!]) { latestPrices(tickers: $t) { price } }"
+    assert await api.post(query, {"t": [1] * 100_000}) is None
+    assert time.monotonic() - started < 5
+
+
+async def test_a_body_over_the_limit_is_passed_on_whole(api: Api) -> None:
+    body = b'{"query": "{ latestPrices { price } }"}' + b" " * MAX_BODY_BYTES + b"}garbage"
+    api.is_passed_on = False
+    await api.http.post("/graphql", content=body, headers={"Content-Type": "application/json"})
+    assert api.is_passed_on
+
+
+async def test_values_are_counted_on_both_paths(api: Api) -> None:
+    many = " ".join(f"t{number}: timestamp" for number in range(21))
+    planned = f'{{ priceHistory(ticker: "btc_usd", limit: 10000) {{ {many} }} }}'
+    assert await api.post(planned) is None
+    for query in (planned, planned.replace("10000)", "10000) @include(if: true)")):
+        answer = json.loads(await plainly(api.context, query))
+        assert answer["errors"][0]["extensions"]["code"] == "QUERY_TOO_COMPLEX"

@@ -1,0 +1,224 @@
+"""`heal_gaps` against the simulator's chart: what it fills, what it leaves, and how often it asks."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from shared.grid import slot_of
+from shared.storage.coverage import Coverage, select_coverage, select_gaps
+from shared.storage.database import fetch
+from shared.storage.missed_slots import GapReason, MissedSlot, insert_missed_slots
+from shared.storage.prices import Price, PriceSource, insert_prices, select_first_timestamps
+from tests.integration.examples import (
+    MINUTE,
+    example_price,
+    insert_schedule_rows,
+    select_all_missed_slots,
+    select_all_prices,
+    select_unanswered,
+)
+from worker.context import Worker
+from worker.jobs.healing import heal_gaps
+from worker.simulator.app import Simulator, chart_price
+from worker.simulator.faults import Fault
+
+HOUR = timedelta(hours=1)
+TICKERS = ("btc_usd", "eth_usd")
+RECENT, OLDER = 6, 60
+"The chart's spacing in seconds: in the last hour, and before."
+
+
+def averaged(slot: datetime, spacing: int, ticker: str = "btc_usd") -> Price:
+    """What the chart offers for a slot that one of its points begins at."""
+    price = chart_price(ticker, slot, spacing)
+    return Price(ticker, price, slot, slot, PriceSource.BACKFILLED, testnet=True)
+
+
+async def collect(worker: Worker, ticker: str, since: datetime, missing: Sequence[datetime]) -> list[Price]:
+    """A history of observations from `since` until beyond the test's end, less the slots that are missing."""
+    count = int((datetime.now(UTC) + 2 * MINUTE - since) / worker.interval)
+    slots = [since + worker.interval * n for n in range(count)]
+    prices = [example_price(slot, ticker=ticker) for slot in slots if slot not in missing]
+    await insert_schedule_rows(worker.pool, [(ticker, since, int(worker.interval.total_seconds()))])
+    await insert_prices(worker.pool, prices)
+    return prices
+
+
+def charts_asked_for(simulator: Simulator) -> dict[str, int]:
+    return {ticker: count for (method, ticker), count in simulator.requests.items() if method == "get_index_chart_data"}
+
+
+async def test_gaps_are_filled_from_the_chart_with_one_request_per_ticker_and_range(
+    worker: Worker, simulator: Simulator, ctx: dict[str, Any]
+) -> None:
+    now = slot_of(datetime.now(UTC), MINUTE)
+    recent = [now - MINUTE * n for n in (5, 6, 9, 20)]
+    older = [now - MINUTE * n for n in (70, 90, 91, 110)]
+    observed = await collect(worker, "btc_usd", now - 2 * HOUR, recent + older)
+    others = await collect(worker, "eth_usd", now - 2 * HOUR, recent)
+    # Why they were missing does not keep them from being healed.
+    await insert_missed_slots(worker.pool, [MissedSlot("btc_usd", recent[0], GapReason.EXCHANGE_ERROR, "HTTP_502: x")])
+
+    await heal_gaps(ctx)
+
+    healed = [averaged(slot, RECENT) for slot in recent] + [averaged(slot, OLDER) for slot in older]
+    healed += [averaged(slot, RECENT, "eth_usd") for slot in recent]
+    expected = sorted(observed + others + healed, key=lambda price: (price.ticker, price.timestamp))
+    assert await select_all_prices(worker.pool) == expected
+    assert dict(simulator.requests) == {
+        ("get_index_chart_data", "btc_usd"): 2,
+        ("get_index_chart_data", "eth_usd"): 1,
+    }
+    for ticker in TICKERS:
+        assert await select_gaps(worker.pool, ticker, now - 2 * HOUR, now, now, 10) == []
+
+    await heal_gaps(ctx)
+    assert charts_asked_for(simulator) == {"btc_usd": 2, "eth_usd": 1}
+
+
+async def test_slots_between_the_charts_points_are_remembered_and_not_asked_about_again(
+    worker: Worker, simulator: Simulator, ctx: dict[str, Any]
+) -> None:
+    step = timedelta(seconds=10)
+    worker.settings = worker.settings.model_copy(update={"fetch_interval_seconds": 10, "tickers": ("btc_usd",)})
+    gap = slot_of(datetime.now(UTC), MINUTE) - MINUTE * 90
+    missing = [gap + step * n for n in range(18)]
+    known = MissedSlot("btc_usd", missing[1], GapReason.EXCHANGE_ERROR, "HTTP_502: bad")
+    observed = await collect(worker, "btc_usd", gap - MINUTE, missing)
+    await insert_missed_slots(worker.pool, [known])
+
+    await heal_gaps(ctx)
+
+    healed = [averaged(slot, OLDER) for slot in missing[::6]]
+    assert await select_all_prices(worker.pool) == sorted(observed + healed, key=lambda price: price.timestamp)
+    unanswered = [slot for slot in missing if slot not in missing[::6]]
+    others = [MissedSlot("btc_usd", slot, GapReason.NOT_COLLECTED) for slot in unanswered[1:]]
+    assert await select_all_missed_slots(worker.pool) == [known, *others]
+    assert await select_unanswered(worker.pool) == unanswered
+    assert charts_asked_for(simulator) == {"btc_usd": 1}
+    counted = {"healed": len(healed), "unanswered": len(unanswered)}
+    for name, count in counted.items():
+        metric = f"deribit_collector_slots_{name}_total"
+        assert worker.metrics.registry.get_sample_value(metric, {"ticker": "btc_usd"}) == count
+
+    await heal_gaps(ctx)
+    assert charts_asked_for(simulator) == {"btc_usd": 1}
+
+
+@pytest.mark.parametrize("kind", ["bad_gateway", "maintenance", "wrong_shape", "nan", "half_json"])
+async def test_a_chart_that_cannot_be_read_loses_nothing_and_is_read_the_next_time(
+    worker: Worker, simulator: Simulator, ctx: dict[str, Any], kind: str
+) -> None:
+    now = slot_of(datetime.now(UTC), MINUTE)
+    missing = [now - MINUTE * n for n in (8, 7, 3)]
+    observed = [await collect(worker, ticker, now - MINUTE * 10, missing) for ticker in TICKERS]
+    simulator.faults.put("btc_usd", Fault(kind, None, 0))
+
+    await heal_gaps(ctx)
+    others = [averaged(slot, RECENT, "eth_usd") for slot in missing]
+    half = sorted(observed[0] + observed[1] + others, key=lambda price: (price.ticker, price.timestamp))
+    assert await select_all_prices(worker.pool) == half
+    assert await select_all_missed_slots(worker.pool) == []
+    assert charts_asked_for(simulator) == {"btc_usd": 1, "eth_usd": 1}
+
+    simulator.faults.remove("btc_usd")
+    await heal_gaps(ctx)
+    healed = [averaged(slot, RECENT) for slot in missing]
+    assert await select_all_prices(worker.pool) == sorted(half + healed, key=lambda p: (p.ticker, p.timestamp))
+    assert charts_asked_for(simulator) == {"btc_usd": 2, "eth_usd": 1}
+
+
+async def select_schedules(worker: Worker) -> list[tuple[str, datetime, bool]]:
+    rows = await fetch(worker.pool, "select ticker, since, first_fill_done from schedules order by ticker, since")
+    return [tuple(row) for row in rows]
+
+
+async def test_a_fresh_database_starts_with_a_whole_day_of_the_chart(
+    worker: Worker, simulator: Simulator, ctx: dict[str, Any]
+) -> None:
+    before = datetime.now(UTC)
+    await heal_gaps(ctx)
+    after = datetime.now(UTC)
+
+    first = await select_first_timestamps(worker.pool, TICKERS)
+    for ticker in TICKERS:
+        assert before - 24 * HOUR <= first[ticker] <= after - 24 * HOUR + MINUTE
+    assert await select_schedules(worker) == [(ticker, first[ticker], True) for ticker in TICKERS]
+    for ticker in TICKERS:
+        expected = (slot_of(before, MINUTE) - first[ticker]) // MINUTE
+        assert 1438 <= expected <= 1440
+        assert await select_coverage(worker.pool, ticker, before - 48 * HOUR, before, before) == Coverage(
+            expected, expected
+        )
+    assert charts_asked_for(simulator) == {"btc_usd": 2, "eth_usd": 2}
+    # The hour's boundary moved while the chart was read: a minute on either side of it may be from either range.
+    for price in await select_all_prices(worker.pool):
+        age = before - price.timestamp
+        if age < HOUR - MINUTE and price.observed_at == price.timestamp:
+            assert price == averaged(price.timestamp, RECENT, price.ticker)
+        elif age > HOUR + MINUTE:
+            assert price == averaged(price.timestamp, OLDER, price.ticker)
+
+    await heal_gaps(ctx)
+    assert charts_asked_for(simulator) == {"btc_usd": 2, "eth_usd": 2}
+
+
+async def test_a_first_fill_that_failed_is_done_the_next_time(
+    worker: Worker, simulator: Simulator, ctx: dict[str, Any]
+) -> None:
+    simulator.faults.put("*", Fault("maintenance", None, 0))
+    await heal_gaps(ctx)
+    assert await select_schedules(worker) == [(ticker, worker.first_slot, False) for ticker in TICKERS]
+
+    simulator.faults.remove("*")
+    await heal_gaps(ctx)
+    first = await select_first_timestamps(worker.pool, TICKERS)
+    assert await select_schedules(worker) == [(ticker, first[ticker], True) for ticker in TICKERS]
+
+
+async def test_a_past_that_the_chart_has_only_in_part_is_shown_and_not_counted_on(
+    worker: Worker, ctx: dict[str, Any]
+) -> None:
+    worker.settings = worker.settings.model_copy(
+        update={"fetch_interval_seconds": 1, "heal_lookback_hours": 1, "tickers": ("btc_usd",)}
+    )
+    await heal_gaps(ctx)
+
+    first_slot = worker.first_slot
+    assert await select_schedules(worker) == [("btc_usd", first_slot, True)]
+    assert await select_coverage(worker.pool, "btc_usd", first_slot - 2 * HOUR, first_slot, first_slot) == Coverage(
+        0, 0
+    )
+    shown = [price for price in await select_all_prices(worker.pool) if price.timestamp < first_slot - MINUTE]
+    assert 580 <= len(shown) <= 600
+    assert shown == [averaged(price.timestamp, RECENT) for price in shown]
+
+
+async def test_two_workers_that_heal_at_once_leave_one_row_for_each_slot(worker: Worker, ctx: dict[str, Any]) -> None:
+    now = slot_of(datetime.now(UTC), MINUTE)
+    missing = [now - MINUTE * n for n in range(40, 1, -1)]
+    observed = await collect(worker, "btc_usd", now - HOUR, missing)
+    others = await collect(worker, "eth_usd", now - HOUR, missing)
+    second = replace(worker, name="tests:2", requests=asyncio.Semaphore(4))
+
+    await asyncio.gather(heal_gaps(ctx), heal_gaps(ctx | {"worker": second}), heal_gaps(ctx))
+
+    healed = [averaged(slot, RECENT, ticker) for ticker in TICKERS for slot in missing]
+    expected = sorted(observed + others + healed, key=lambda price: (price.ticker, price.timestamp))
+    assert await select_all_prices(worker.pool) == expected
+
+
+async def test_two_workers_that_begin_with_a_fresh_database_agree_on_its_beginning(
+    worker: Worker, ctx: dict[str, Any]
+) -> None:
+    second = replace(worker, name="tests:2", requests=asyncio.Semaphore(4))
+    await asyncio.gather(heal_gaps(ctx), heal_gaps(ctx | {"worker": second}))
+    now = datetime.now(UTC)
+    first = await select_first_timestamps(worker.pool, TICKERS)
+    assert await select_schedules(worker) == [(ticker, first[ticker], True) for ticker in TICKERS]
+    for ticker in TICKERS:
+        assert await select_gaps(worker.pool, ticker, now - 48 * HOUR, now - MINUTE, now, 10) == []

@@ -1,0 +1,141 @@
+"""`make run` and `make demo` as a user meets them."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from shared.local.checks import tell_when_unreachable
+from shared.local.servers import free_port
+from tests.integration.local_processes import ROOT, files_of_all, needs_linux, status_of, wait_until_gone
+
+
+async def test_exchange_out_of_reach(capsys: pytest.CaptureFixture[str]) -> None:
+    await tell_when_unreachable(f"http://127.0.0.1:{free_port()}/api/v2")
+    line = capsys.readouterr().out
+    assert line.startswith("The exchange (127.0.0.1) cannot be reached: ConnectError.")
+    assert "make demo" in line
+
+
+class Demo:
+    """`make demo`, without make."""
+
+    def __init__(self, folder: Path, port: int, *, mode: str = "demo", **env: str) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.output = folder / f"output-{time.monotonic_ns()}"
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "shared.local", mode],
+                cwd=folder,  # where no .env is
+                env={**inherited, "PYTHONPATH": str(ROOT), "DATA_DIR": str(folder), "PORT": str(port), **env},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+    async def said(self, words: str) -> None:
+        while words not in self.text():
+            assert self.process.poll() is None, self.text()
+            await asyncio.sleep(0.05)
+
+    def children(self) -> dict[str, int]:
+        found = {}
+        for path in files_of_all("cmdline"):
+            pid = int(path.parent.name)
+            arguments = path.read_bytes().decode().split("\0")
+            if status_of(pid).get("PPid") == str(self.process.pid):
+                found[arguments[2] if arguments[1] == "-m" else Path(arguments[0].split(" ")[0]).name] = pid
+        return found
+
+    async def query(self, query: str) -> Any:
+        async with httpx.AsyncClient(base_url=self.url, trust_env=False) as http:
+            reply = await http.post("/graphql", json={"query": query})
+        return json.loads(reply.text)
+
+
+@pytest.fixture
+async def demos() -> AsyncIterator[list[Demo]]:
+    started: list[Demo] = []
+    yield started
+    for demo in started:
+        demo.process.kill()
+        demo.process.wait()
+
+
+LATEST = '{ latestPrice(ticker: "btc_usd") { ticker testnet } }'
+EXPECTED = {"data": {"latestPrice": {"ticker": "btc_usd", "testnet": True}}}
+
+
+@needs_linux
+async def test_demo(tmp_path: Path, demos: list[Demo]) -> None:
+    port = free_port()
+    elsewhere = "postgresql://elsewhere/deribit"
+    demo = Demo(tmp_path, port, DATABASE_URL=elsewhere, DATABASE_READ_URL=elsewhere, DATABASE_POOLER="1")
+    demos.append(demo)
+    await demo.said("Ready after")
+    await demo.said("healed")
+    assert "ignores DATABASE_URL\n" in demo.text()
+    assert "elsewhere" not in demo.text()
+    assert await demo.query(LATEST) == EXPECTED
+
+    for folder, said in ((tmp_path, f"(pid {demo.process.pid})"), (tmp_path / "other", f"PORT={port + 1} make demo")):
+        folder.mkdir(exist_ok=True)
+        second = Demo(folder, port)
+        demos.append(second)
+        assert second.process.wait(10) == 1
+        assert said in second.text()
+        assert second.text().count("\n") == 1
+
+    before = demo.children()
+    assert set(before) == {"server", "worker", "worker.simulator", "postgres", "valkey-server"}
+    for name in ("postgres", "valkey-server", "server"):
+        os.kill(before[name], signal.SIGKILL)
+    for name in ("PostgreSQL", "Valkey", "api"):
+        await demo.said(f"{name} ended (killed by SIGKILL); starting it again in 0.5 s")
+    await _until_answering(demo)
+    pids = [*before.values(), *demo.children().values()]
+
+    demo.process.terminate()
+    assert await asyncio.to_thread(demo.process.wait, 30) == 0
+    wait_until_gone(pids, 0)
+
+    began = time.monotonic()
+    again = Demo(tmp_path, port)
+    demos.append(again)
+    await _until_answering(again)
+    assert time.monotonic() - began < 20  # 1.1 s here when nothing else runs
+    pids = list(again.children().values())
+    again.process.kill()
+    again.process.wait()
+    wait_until_gone(pids)
+    assert len(pids) == 5
+
+
+def test_bad_setting(tmp_path: Path) -> None:
+    run = Demo(tmp_path, free_port(), mode="run", TICKERS=",", REDIS_URL="redis://user:secret@:x")
+    assert run.process.wait(10) == 2
+    assert "TICKERS=" in run.text()
+    assert "REDIS_URL=redis://user:***@" in run.text()
+    assert "secret" not in run.text()
+
+
+async def _until_answering(demo: Demo) -> None:
+    while True:
+        try:
+            if await demo.query(LATEST) == EXPECTED:
+                return
+        except httpx.TransportError:
+            pass
+        await asyncio.sleep(0.05)

@@ -1,0 +1,177 @@
+"""How many fetches are begun: the count in Redis, what it counts, and whom it counts as one."""
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from arq.connections import ArqRedis
+
+from server.schema.context import Context
+from server.schema.root import schema
+from shared.config.settings import Settings
+from shared.errors import RateLimited
+from shared.queue.client import open_redis
+from shared.queue.fetches import enqueue_fetch_prices, finish_fetch_job
+from shared.queue.rate_limit import limits_of
+from tests.integration.api_process import run_api
+
+FETCH = "mutation($tickers: [String!]) { fetchPrices(tickers: $tickers) { id status tickers } }"
+MINUTE = 60_000_000
+_names = itertools.count()
+
+
+async def count(redis: ArqRedis, client: str = "a", per_client: int = 0, overall: int = 0) -> int | None:
+    """Count a fetch of tickers that nobody else asks for; the seconds to wait where it is refused."""
+    try:
+        await enqueue_fetch_prices(redis, [f"t{next(_names)}_usd"], limits_of(client, per_client, overall))
+    except RateLimited as error:
+        return error.retry_after
+    return None
+
+
+async def counts(redis: ArqRedis, times: int, **limits: Any) -> list[int | None]:
+    return [await count(redis, **limits) for _ in range(times)]
+
+
+@pytest.mark.parametrize(("limit", "seconds"), [(1, 60), (3, 20), (7, 9), (30, 2)])
+async def test_a_limit_lets_as_many_through_as_it_allows_in_a_minute(redis: ArqRedis, limit: int, seconds: int) -> None:
+    assert await counts(redis, limit + 2, per_client=limit) == [None] * limit + [seconds] * 2
+
+
+async def test_one_more_is_let_through_when_its_part_of_the_minute_has_passed(redis: ArqRedis) -> None:
+    assert await counts(redis, 5, per_client=4) == [None] * 4 + [15]
+    forgotten = int(await redis.get("limit:client:a") or 0)
+    await redis.set("limit:client:a", forgotten - MINUTE // 4)
+    assert await counts(redis, 2, per_client=4) == [None, 15]
+    await redis.set("limit:client:a", forgotten - 3 * MINUTE // 4)
+    assert await counts(redis, 4, per_client=4) == [None, None, None, 15]
+
+
+async def test_clients_have_limits_of_their_own_and_one_together(redis: ArqRedis) -> None:
+    limits = {"per_client": 2, "overall": 3}
+    assert await counts(redis, 3, client="a", **limits) == [None, None, 30]
+    assert await counts(redis, 2, client="b", **limits) == [None, 20]
+    with pytest.raises(RateLimited) as caught:
+        await enqueue_fetch_prices(redis, ["x_usd"], limits_of("c", **limits))
+    assert str(caught.value) == ("There are 3 fetches a minute for all clients together, no more; try again in 20 s.")
+    with pytest.raises(RateLimited) as caught:
+        await enqueue_fetch_prices(redis, ["x_usd"], limits_of("a", **limits))
+    assert str(caught.value) == "There are 2 fetches a minute for a client, no more; try again in 30 s."
+    assert caught.value.extensions == {"code": "RATE_LIMITED", "retryAfter": 30}
+
+
+async def test_what_is_refused_is_not_counted(redis: ArqRedis) -> None:
+    assert await counts(redis, 5, client="a", per_client=1, overall=100) == [None, 60, 60, 60, 60]
+    counted = int(await redis.get("limit:overall") or 0) - int(await redis.get("limit:client:a") or 0)
+    assert counted == MINUTE // 100 - MINUTE
+    await redis.delete("limit:overall")
+    assert await counts(redis, 4, client="b", per_client=60, overall=1) == [None, 60, 60, 60]
+    assert int(await redis.get("limit:overall") or 0) - int(await redis.get("limit:client:b") or 0) == 59 * MINUTE // 60
+
+
+async def test_no_limit_is_none(redis: ArqRedis) -> None:
+    assert await counts(redis, 200) == [None] * 200
+    assert await redis.keys("limit:*") == []
+
+
+async def test_nothing_is_kept_of_a_client_that_has_its_whole_limit_again(redis: ArqRedis) -> None:
+    await count(redis, per_client=60, overall=0)
+    assert 0 < await redis.pttl("limit:client:a") <= 1001
+    async with asyncio.timeout(20):
+        while await redis.keys("limit:*"):
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("hours", [1, 24 * 365])
+async def test_a_clock_that_is_set_back_locks_nobody_out(redis: ArqRedis, hours: int) -> None:
+    """What was counted then lies in the future now."""
+    seconds, microseconds = await redis.time()
+    ahead = seconds * 1_000_000 + microseconds + hours * 60 * MINUTE
+    await redis.set("limit:client:a", str(ahead))
+    assert await count(redis, per_client=60) == 1
+    await redis.set("limit:client:a", "0")
+    assert await count(redis, per_client=60) is None
+
+
+async def test_at_once_no_more_are_let_through_than_one_by_one(settings: Settings, redis: ArqRedis) -> None:
+    """From two clients of Redis, as two processes have them."""
+    async with open_redis(settings, retries=1) as other:
+        answers = await asyncio.gather(*(count(each, overall=10) for each in [redis, other] * 30))
+    assert sorted(answers, key=bool) == [None] * 10 + [6] * 50
+
+
+async def ask(context: Context, tickers: Sequence[str] | None = None) -> tuple[str, Any]:
+    result = await schema.execute(FETCH, {"tickers": tickers}, context)
+    if result.errors:
+        return result.errors[0].extensions["code"], result.errors[0].extensions["retryAfter"]  # type: ignore[index]
+    return "id", result.data["fetchPrices"]["id"]  # type: ignore[index]
+
+
+async def test_to_join_a_fetch_that_is_under_way_is_not_counted(context: Context) -> None:
+    context.settings = context.settings.model_copy(update={"fetch_limit_per_client": 2})
+    begun = await ask(context, ["btc_usd"])
+    assert [await ask(context, ["BTC_USD"]) for _ in range(5)] == [begun] * 5
+    other = await ask(context)
+    assert (other[0], other == begun) == ("id", False)
+    assert await ask(context, ["eth_usd"]) == ("RATE_LIMITED", 30)
+    assert [await ask(context, names) for names in (["btc_usd"], ["eth_usd", "btc_usd"])] == [begun, other]
+    await finish_fetch_job(context.redis, begun[1], ["btc_usd"], [], [])
+    assert await ask(context, ["btc_usd"]) == ("RATE_LIMITED", 30)
+
+
+async def test_what_is_refused_for_other_reasons_is_not_counted(context: Context) -> None:
+    context.settings = context.settings.model_copy(update={"fetch_limit_per_client": 1, "api_token": "12345678"})
+    for unguarded in (None, ["btc_usd"]):
+        result = await schema.execute(FETCH, {"tickers": unguarded}, context)
+        assert result.errors is not None
+        assert result.errors[0].extensions == {"code": "UNAUTHENTICATED"}
+    context.is_authenticated = True
+    for tickers in (["x_usd"], []):
+        assert (await schema.execute(FETCH, {"tickers": tickers}, context)).errors
+    assert await context.redis.keys("*") == []
+    assert (await ask(context))[0] == "id"
+
+
+async def test_each_fetch_of_a_document_is_counted(context: Context) -> None:
+    context.settings = context.settings.model_copy(update={"fetch_limit_per_client": 2})
+    names = (["btc_usd"], ["eth_usd"], ["btc_usd", "eth_usd"])
+    fields = [
+        f"f{i}: fetchPrices(tickers: {str(n).replace(chr(39), chr(34))}) {{ status }}" for i, n in enumerate(names)
+    ]
+    result = await schema.execute(f"mutation {{ {' '.join(fields)} }}", context_value=context)
+    assert [error.path for error in result.errors or []] == [["f2"]]
+
+
+async def test_a_person_who_clicks_never_meets_a_limit(context: Context) -> None:
+    """Twice a second for ten seconds is done here at once, each of a fetch that ends before the next."""
+    for _ in range(20):
+        kind, job_id = await ask(context)
+        assert kind == "id"
+        await finish_fetch_job(context.redis, job_id, ["btc_usd", "eth_usd"], [], [])
+
+
+async def test_two_processes_share_one_limit_and_one_fetch(settings: Settings, redis: ArqRedis, pool: Any) -> None:
+    limits = {"FETCH_LIMIT_PER_CLIENT": "4", "FETCH_LIMIT_OVERALL": "100", "TICKERS": "a_usd,b_usd,c_usd"}
+    async with run_api(settings, **limits) as one, run_api(settings, **limits) as two:
+        same = await asyncio.gather(*(api.execute("mutation { fetchPrices { id } }") for api in [one, two] * 10))
+        assert len({answer["data"]["fetchPrices"]["id"] for answer in same}) == 1
+        assert await redis.zcard("arq:queue") == 1
+        sets = ["a", "b", "c", "a,b", "a,c", "b,c"]
+        queries = []
+        for names in sets:
+            tickers = ", ".join(f'"{name}_usd"' for name in names.split(","))
+            queries.append(f"mutation {{ fetchPrices(tickers: [{tickers}]) {{ status }} }}")
+        answers = [await api.execute(query) for api, query in zip([one, two] * 3, queries, strict=True)]
+    assert answers[:3] == [{"data": {"fetchPrices": {"status": "QUEUED"}}}] * 3
+    for answer in answers[3:]:
+        [error] = answer["errors"]
+        assert (answer["data"], error["extensions"]) == (None, {"code": "RATE_LIMITED", "retryAfter": 15})
+        assert error["message"] == "There are 4 fetches a minute for a client, no more; try again in 15 s."
+
+
+async def test_a_fetch_that_was_enqueued_elsewhere_is_joined(redis: ArqRedis) -> None:
+    job = await enqueue_fetch_prices(redis, ["b_usd", "a_usd"])
+    assert await enqueue_fetch_prices(redis, ["a_usd", "b_usd"], limits_of("a", 1, 1)) == job
+    assert await redis.keys("limit:*") == []

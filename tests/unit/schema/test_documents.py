@@ -1,0 +1,145 @@
+"""What a document may weigh, and that nothing is validated or run before that is known."""
+
+from itertools import accumulate
+
+import pytest
+from graphql import GraphQLSyntaxError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.schema.context import Context
+from server.schema.documents import (
+    MAX_ALIASES,
+    MAX_DEPTH,
+    MAX_FIELDS,
+    MAX_NAME_LENGTH,
+    MAX_TOKENS,
+    _parse,
+    load_document,
+)
+from server.schema.root import schema
+from shared.errors import QueryTooComplex
+
+TOO_DEEP = "A document may be 15 levels deep, no more."
+TOO_MANY_ALIASES = "A document may have 50 aliases, no more."
+TOO_MANY_TOKENS = "A document may have 2000 tokens, no more."
+
+
+def verdict(query: str) -> str | None:
+    try:
+        load_document(query)
+    except QueryTooComplex as error:
+        return str(error)
+    return None
+
+
+def nested(depth: int) -> str:
+    return "{a" * depth + "}" * depth
+
+
+def aliased(count: int) -> str:
+    return "{" + " ".join(f"a{number}: name" for number in range(count)) + "}"
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("{a(b: [" + "1 " * (MAX_TOKENS - 9) + "])}", None),
+        ("{a(b: [" + "1 " * (MAX_TOKENS - 8) + "])}", TOO_MANY_TOKENS),
+        ("{" + "a " * MAX_FIELDS + "}", None),
+        ("{" + "a " * (MAX_FIELDS + 1) + "}", f"A document may have {MAX_FIELDS} fields, no more."),
+        ("{" + "a" * MAX_NAME_LENGTH + "}", None),
+        ("{" + "a" * (MAX_NAME_LENGTH + 1) + "}", f"A name may have {MAX_NAME_LENGTH} characters, no more."),
+        ("{a(b: [" + "1 " * MAX_TOKENS + "])}", TOO_MANY_TOKENS),
+        ("#\n" * MAX_TOKENS + "{a}", TOO_MANY_TOKENS),
+        (nested(MAX_DEPTH), None),
+        (nested(MAX_DEPTH + 1), TOO_DEEP),
+        (nested(600), TOO_DEEP),
+        ("{a(b: " + "[" * 950 + "]" * 950 + ")}", TOO_DEEP),
+        ("query ($a: " + "[" * 950 + "Int" + "]" * 950 + ") {a}", TOO_DEEP),
+        (aliased(MAX_ALIASES), None),
+        (aliased(MAX_ALIASES + 1), TOO_MANY_ALIASES),
+        ("{a " + aliased(MAX_ALIASES + 1) + "}", TOO_MANY_ALIASES),
+        ("query A {a} mutation B " + aliased(MAX_ALIASES + 1), TOO_MANY_ALIASES),
+    ],
+)
+def test_the_limits_are_exact(query: str, message: str | None) -> None:
+    assert verdict(query) == message
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("{...F ...F} fragment F on Query " + aliased(25), None),
+        ("{...F ...F} fragment F on Query " + aliased(26), TOO_MANY_ALIASES),
+        ("{...F a {...F} ... {...F}} fragment F on Query " + aliased(17), TOO_MANY_ALIASES),
+        ("fragment F on Query " + aliased(26) + " {...F ...F}", TOO_MANY_ALIASES),
+        ("{...on Query " + aliased(26) + "..." + aliased(25) + "}", TOO_MANY_ALIASES),
+        ("{a {...F}} fragment F on Query " + nested(MAX_DEPTH - 1), None),
+        ("{a {...F}} fragment F on Query " + nested(MAX_DEPTH), TOO_DEEP),
+        ("{" + "... {" * 30 + "a" + "}" * 30 + "}", None),
+        ("{...Unknown}", None),
+    ],
+)
+def test_a_fragment_weighs_wherever_it_is_spread(query: str, message: str | None) -> None:
+    assert verdict(query) == message
+
+
+def test_fragments_that_double_each_other_are_weighed_at_once() -> None:
+    doubling = " ".join(f"fragment F{n} on Query {{...F{n + 1} ...F{n + 1}}}" for n in range(100))
+    assert verdict("{...F0} " + doubling + " fragment F100 on Query {a: b}") == TOO_MANY_ALIASES
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "{...A} fragment A on Query {...A}",
+        "{...A} fragment A on Query {a {...B}} fragment B on Query {b {...A}}",
+        "fragment A on Query {...B} fragment B on Query {...C} fragment C on Query {...A} {...C}",
+    ],
+)
+async def test_fragments_in_a_circle_are_left_to_validation(query: str, unused_context: Context) -> None:
+    assert verdict(query) is None
+    result = await schema.execute(query, context_value=unused_context)
+    codes = {(error.extensions or {})["code"] for error in result.errors or []}
+    assert (result.data, codes) == (None, {"GRAPHQL_VALIDATION_FAILED"})
+
+
+@pytest.mark.parametrize("query", ["{", "", "}", "{a(}", "#", "query {a", "\x00", "{a} \ud800"])
+def test_what_does_not_parse_is_a_syntax_error(query: str) -> None:
+    with pytest.raises(GraphQLSyntaxError):
+        load_document(query)
+
+
+@pytest.mark.parametrize(
+    ("query", "message"), [(nested(16), TOO_DEEP), (aliased(51), TOO_MANY_ALIASES), ("a " * 3000, TOO_MANY_TOKENS)]
+)
+async def test_a_client_is_told_which_limit(query: str, message: str, unused_context: Context) -> None:
+    result = await schema.execute("{" + query + "}" if message == TOO_MANY_TOKENS else query, None, unused_context)
+    assert [(error.message, error.extensions) for error in result.errors or []] == (
+        [(message, {"code": "QUERY_TOO_COMPLEX"})]
+    )
+
+
+def test_what_is_refused_is_not_kept() -> None:
+    before = len(_parse)
+    refused = [verdict(f"{{a{number} {aliased(MAX_ALIASES + 1)}}}") for number in range(3)]
+    assert (refused, len(_parse)) == ([TOO_MANY_ALIASES] * 3, before)
+    for number in range(3):
+        verdict(f"{{a{number}}}" + " " * 500_000)
+    assert len(_parse) == before
+    assert load_document("{a}") is load_document("{a}")
+
+
+SELECTIONS = st.recursive(
+    st.just("a"),
+    lambda inner: st.lists(inner, min_size=1, max_size=3).map(lambda selections: f"a {{{' '.join(selections)}}}"),
+    max_leaves=30,
+)
+
+
+@given(SELECTIONS, st.integers(1, MAX_DEPTH + 1))
+def test_the_depth_is_that_of_the_braces(selection: str, wrapped: int) -> None:
+    query = "{a " * (wrapped - 1) + "{" + selection + "}" * wrapped
+    levels = accumulate((character == "{") - (character == "}") for character in query)
+    assert verdict(query) == (TOO_DEEP if max(levels) > MAX_DEPTH else None)

@@ -1,0 +1,227 @@
+"""The exchange's public API: one index price, or the chart of an index, as exact decimals with the exchange's clock.
+
+Body before status: an RPC error comes with HTTP 400 (or 503), and its code says what the status cannot. Source of the
+shapes and codes: Deribit's API 2.1.1 and replies recorded from it.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from shared.config.settings import Settings
+from shared.grid import from_microseconds
+from shared.storage.missed_slots import GapReason
+from shared.storage.prices import Price, PriceSource
+from shared.telemetry.traces import span
+from shared.version import VERSION
+from worker.exchange.errors import DeribitError, Retry, rpc_error, status_error
+
+logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 2.0
+ATTEMPT_SECONDS = 5.0
+"A warm request takes 0.15 s; the exchange's own advice of 30 s would not leave a second attempt inside a minute."
+
+CONCURRENCY = 16
+"The exchange refuses the 33rd connection of an address; half of that leaves room for a second worker."
+
+# Anything beyond these magnitudes is no price of anything; PostgreSQL would store it, a chart could not show it.
+_SMALLEST_EXPONENT, _LARGEST_EXPONENT = -18, 18
+_MOST_DIGITS = 60
+
+_MAX_BODY_BYTES = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """`observed_at` is the exchange's clock (`usOut`, µs), or ours where the envelope has none."""
+
+    ticker: str
+    price: Decimal
+    observed_at: datetime
+    testnet: bool
+
+    def skew(self) -> timedelta:
+        """How far our clock runs ahead of the exchange's, including the time the reply took."""
+        return datetime.now(UTC) - self.observed_at
+
+    def as_price(self, timestamp: datetime, source: PriceSource) -> Price:
+        return Price(self.ticker, self.price, timestamp, self.observed_at, source, self.testnet)
+
+
+@dataclass(frozen=True, slots=True)
+class ChartPoint:
+    """`price` is the average over one spacing of the chart, `timestamp` as the chart gives it (ms)."""
+
+    timestamp: datetime
+    price: Decimal
+    testnet: bool
+
+
+def create_http(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
+    """The one client of a process. Its base URL may change once: see `_follow`."""
+    return httpx.AsyncClient(
+        base_url=settings.deribit_base_url,
+        transport=transport,
+        timeout=httpx.Timeout(ATTEMPT_SECONDS, connect=CONNECT_SECONDS),
+        limits=httpx.Limits(max_connections=CONCURRENCY, max_keepalive_connections=CONCURRENCY, keepalive_expiry=300),
+        headers={"User-Agent": f"deribit-price-collector/{VERSION}", "Accept": "application/json"},
+        follow_redirects=False,
+    )
+
+
+async def get_index_price(http: httpx.AsyncClient, ticker: str) -> Observation:
+    """One attempt. Raises `DeribitError`."""
+    with span("get_index_price", "client", server__address=http.base_url.host):
+        envelope = await _call(http, "public/get_index_price", {"index_name": ticker})
+    observed_at = _clock(envelope)
+    result = envelope["result"]
+    if not isinstance(result, dict) or "index_price" not in result:
+        raise DeribitError("BAD_REPLY", "result without index_price", retry=Retry.BACKOFF)
+    # Never estimated_delivery_price: before an expiry it is a running average, not the index.
+    return Observation(ticker, _price(result["index_price"]), observed_at, _is_testnet(http, envelope))
+
+
+async def get_index_chart(http: httpx.AsyncClient, ticker: str, chart_range: str) -> list[ChartPoint]:
+    """The chart, oldest point first, without the newest one: that is still changing. Raises `DeribitError`."""
+    with span("get_index_chart_data", "client", server__address=http.base_url.host):
+        envelope = await _call(http, "public/get_index_chart_data", {"index_name": ticker, "range": chart_range})
+    testnet = _is_testnet(http, envelope)
+    result = envelope["result"]
+    if not isinstance(result, list):
+        raise DeribitError("BAD_REPLY", "chart is not a list", retry=Retry.BACKOFF)
+    points = []
+    for entry in result:
+        # One bad point must not keep the others from healing anything.
+        with contextlib.suppress(DeribitError):
+            points.append(_point(entry, testnet))
+    if result and not points:
+        raise DeribitError("BAD_REPLY", "chart without a valid point", retry=Retry.BACKOFF)
+    points.sort(key=lambda point: point.timestamp)
+    return points[:-1]
+
+
+def _point(entry: object, testnet: bool) -> ChartPoint:
+    match entry:
+        case [int(milliseconds), price] if not isinstance(milliseconds, bool):
+            return ChartPoint(_instant(milliseconds * 1000), _price(price), testnet)
+    raise DeribitError("BAD_REPLY", "chart point is not [ms, price]", retry=Retry.BACKOFF)
+
+
+async def _call(http: httpx.AsyncClient, method: str, parameters: Mapping[str, str]) -> dict[str, Any]:
+    """GET one method, answer its envelope; it holds a `result`. Raises `DeribitError`."""
+    for is_last in (False, True):
+        opened: list[str] = []
+
+        async def trace(event: str, _: object, opened: list[str] = opened) -> None:
+            if event == "connection.connect_tcp.started":
+                opened.append(event)
+
+        try:
+            async with asyncio.timeout(ATTEMPT_SECONDS):
+                response = await http.get(f"/{method}", params=parameters, extensions={"trace": trace})
+                if response.is_redirect:
+                    response = await _follow(http, response)
+            break
+        except (TimeoutError, httpx.TimeoutException) as error:
+            raise DeribitError("TIMEOUT", "no answer in time", retry=Retry.BACKOFF) from error
+        except httpx.RemoteProtocolError as error:
+            # A kept connection that its peer had closed meanwhile is no fault: the request was not read, repeat it now.
+            if is_last or opened:
+                raise DeribitError(
+                    "DISCONNECTED", "connection closed without an answer", retry=Retry.BACKOFF
+                ) from error
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise DeribitError("UNREACHABLE", type(error).__name__, retry=Retry.BACKOFF) from error
+    return _envelope(response)
+
+
+async def _follow(http: httpx.AsyncClient, response: httpx.Response) -> httpx.Response:
+    """Follow the one redirect the exchange is known for, deribit.com to its www form, and stay there.
+
+    Any other could lead a collector to somebody else's prices.
+    """
+    asked, location = response.request.url, response.next_request.url if response.next_request else None
+    if (
+        location is None
+        or asked.host != "deribit.com"
+        or location.host != "www.deribit.com"
+        or location.scheme != "https"
+        or location.port is not None
+        or location.raw_path != asked.raw_path
+    ):
+        raise DeribitError("REDIRECT", f"redirect to another place refused (HTTP {response.status_code})")
+    http.base_url = http.base_url.copy_with(scheme="https", host="www.deribit.com", port=None)
+    logger.info("the exchange moved us to %s", http.base_url)
+    return await http.get(location)
+
+
+def _envelope(response: httpx.Response) -> dict[str, Any]:
+    try:
+        if len(response.content) > _MAX_BODY_BYTES:
+            raise ValueError("too large")
+        # Decimal from the text: a float would lose digits. NaN and infinity become decimals that _price refuses.
+        body = json.loads(response.content, parse_float=Decimal, parse_constant=Decimal)
+    except (ValueError, ArithmeticError, RecursionError):
+        raise status_error(response) from None
+    if not isinstance(body, dict):
+        raise status_error(response)
+    if body.get("error") is not None:
+        raise rpc_error(body["error"])
+    if response.status_code != httpx.codes.OK or "result" not in body:
+        raise status_error(response)
+    if body.get("id") is not None:  # a GET sends none, so this answers somebody else's question
+        raise DeribitError("WRONG_ID", "reply carries an id that was not sent", retry=Retry.BACKOFF)
+    return body
+
+
+def _price(value: object) -> Decimal:
+    """Refuse what is no price: `REJECTED_VALUE` in the history."""
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        raise DeribitError("BAD_PRICE", "price is not a number", retry=Retry.LATER, reason=GapReason.REJECTED_VALUE)
+    price = Decimal(value)
+    if not price.is_finite():
+        raise DeribitError("BAD_PRICE", "price is not finite", retry=Retry.LATER, reason=GapReason.REJECTED_VALUE)
+    if price <= 0:
+        raise DeribitError("BAD_PRICE", "price is not positive", retry=Retry.LATER, reason=GapReason.REJECTED_VALUE)
+    exponent, digits = price.adjusted(), len(price.as_tuple().digits)
+    if not _SMALLEST_EXPONENT <= exponent <= _LARGEST_EXPONENT or digits > _MOST_DIGITS:
+        raise DeribitError(
+            "BAD_PRICE", "price is out of any plausible range", retry=Retry.LATER, reason=GapReason.REJECTED_VALUE
+        )
+    return price
+
+
+def _clock(envelope: Mapping[str, Any]) -> datetime:
+    for name in ("usOut", "usIn"):
+        if name in envelope:
+            microseconds = envelope[name]
+            if not isinstance(microseconds, int) or isinstance(microseconds, bool):
+                raise DeribitError("BAD_REPLY", f"{name} is not an integer", retry=Retry.BACKOFF)
+            return _instant(microseconds)
+    return datetime.now(UTC)
+
+
+def _instant(microseconds: int) -> datetime:
+    try:
+        return from_microseconds(microseconds)
+    except OverflowError:
+        raise DeribitError(
+            "BAD_REPLY", "clock out of range", retry=Retry.LATER, reason=GapReason.REJECTED_VALUE
+        ) from None
+
+
+def _is_testnet(http: httpx.AsyncClient, envelope: Mapping[str, Any]) -> bool:
+    testnet = envelope.get("testnet", str(urlsplit(str(http.base_url)).hostname).startswith("test."))
+    if not isinstance(testnet, bool):
+        raise DeribitError("BAD_REPLY", "testnet is not a boolean", retry=Retry.BACKOFF)
+    return testnet

@@ -1,0 +1,58 @@
+"""Which chart point answers which missing slot."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from shared.storage.missed_slots import MissingRun
+from shared.storage.prices import Price, PriceSource
+from worker.exchange.http import ChartPoint
+
+
+def slots_between(run: MissingRun, after: datetime, until: datetime) -> MissingRun | None:
+    """The slots of the run in (after, until]."""
+    skipped = max((after - run.first) // run.interval + 1, 0)
+    kept = (until - run.first) // run.interval + 1
+    first, end = run.first + skipped * run.interval, min(run.end, run.first + kept * run.interval)
+    return MissingRun(first, end, run.interval) if first < end else None
+
+
+def match_chart(ticker: str, run: MissingRun, points: Sequence[ChartPoint]) -> tuple[list[Price], list[MissingRun]]:
+    """Give each slot the chart point nearest to it, within half an interval (of two as near, the earlier).
+
+    `points` ascend. Answers the prices found, and the slots that lie between points and have none near. A slot beyond
+    either end is in neither: the chart may yet come to it. Goes by points, of which a chart has fewer than a day has
+    seconds.
+    """
+    nearest: dict[datetime, ChartPoint] = {}
+    reach = run.interval / 2
+    low = bisect_left(points, run.first - reach, key=_time)
+    high = bisect_right(points, run.end + reach, key=_time)
+    for point in points[low:high]:
+        below = run.first + (point.timestamp - run.first) // run.interval * run.interval
+        for slot in (below, below + run.interval):
+            distance = abs(point.timestamp - slot)
+            if run.first <= slot < run.end and distance <= run.interval / 2:
+                known = nearest.get(slot)
+                if known is None or distance < abs(known.timestamp - slot):
+                    nearest[slot] = point
+    prices = [
+        Price(ticker, point.price, slot, point.timestamp, PriceSource.BACKFILLED, point.testnet)
+        for slot, point in sorted(nearest.items())
+    ]
+    if not points:
+        return prices, []
+    # The slots between the ends, less those that were given a point.
+    between = slots_between(run, points[0].timestamp, points[-1].timestamp - timedelta(microseconds=1))
+    holes = []
+    if between:
+        first = between.first
+        for slot in [*(slot for slot in sorted(nearest) if between.first <= slot < between.end), between.end]:
+            if first < slot:
+                holes.append(MissingRun(first, slot, run.interval))
+            first = slot + run.interval
+    return prices, holes
+
+
+def _time(point: ChartPoint) -> datetime:
+    return point.timestamp

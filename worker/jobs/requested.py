@@ -1,0 +1,47 @@
+"""`fetch_prices`: a fetch that a client asked for."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from shared.errors import StorageUnavailable
+from shared.queue.fetches import FetchFailure, finish_fetch_job, start_fetch_job
+from shared.storage.prices import Price, PriceSource
+from worker.context import Worker, given_back_without_redis, worker_of
+from worker.exchange.errors import DeribitError
+from worker.exchange.http import get_index_price
+from worker.exchange.retries import BUDGET_SECONDS, attempts
+from worker.jobs.storing import store
+
+_MAX_AHEAD = timedelta(hours=1)
+
+
+async def fetch_prices(ctx: dict[str, Any], tickers: list[str]) -> None:
+    """Fetch these tickers now and record the outcome for the client. Without Redis the job is returned to the queue."""
+    async with given_back_without_redis():
+        await _fetch(worker_of(ctx), ctx["job_id"], tickers)
+
+
+async def _fetch(worker: Worker, job_id: str, tickers: Sequence[str]) -> None:
+    if not await start_fetch_job(worker.redis, job_id):
+        return
+
+    async def observe(ticker: str) -> Price:
+        observation = await get_index_price(worker.http, ticker)
+        if observation.skew() < -_MAX_AHEAD:  # it would be the newest price for as long
+            raise DeribitError("CLOCK_AHEAD", "the exchange's clock is more than an hour ahead of ours")
+        return observation.as_price(observation.observed_at, PriceSource.REQUESTED)
+
+    stored: list[Price] = []
+    failures: list[FetchFailure] = []
+    async for prices, errors in attempts(worker, tickers, observe, BUDGET_SECONDS):
+        failures += [FetchFailure(ticker, error.code, error.detail) for ticker, error in errors.items()]
+        if await store(worker, prices, []):
+            stored += prices
+        else:
+            message = "The price was fetched and will be stored when the storage is back."
+            failures += [FetchFailure(price.ticker, StorageUnavailable.code, message) for price in prices]
+    stored.sort(key=lambda price: price.ticker)
+    failures.sort(key=lambda failure: failure.ticker)
+    await finish_fetch_job(worker.redis, job_id, tickers, stored, failures)
+    worker.metrics.fetched(stored, failures)

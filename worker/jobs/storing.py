@@ -1,0 +1,65 @@
+"""Stores prices and the reasons of missed slots; what PostgreSQL does not take is deferred in Redis."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import arq
+import asyncpg
+
+from shared.errors import StorageUnavailable
+from shared.queue.deferred import defer, store_oldest_deferred
+from shared.storage.missed_slots import GapReason, MissedSlot, insert_missed_slots
+from shared.storage.prices import Price, PriceSource, insert_prices
+from worker.context import Worker, worker_of
+
+logger = logging.getLogger(__name__)
+
+_MAX_STORE_PAUSE_SECONDS = 10
+_STORE_SECONDS = 1.7
+"How long a price in hand waits for PostgreSQL before it is put aside in Redis."
+
+
+async def store_deferred(ctx: dict[str, Any]) -> bool:
+    """Store what PostgreSQL could not take when it was fetched. Answers whether it is back.
+
+    Batch by batch with a pause in between: a database that has just come back has others to serve too.
+    """
+    worker = worker_of(ctx)
+    try:
+        while stored := await store_oldest_deferred(worker.redis, worker.pool, worker.metrics.note):
+            logger.info("stored %d deferred entries", stored)
+            await asyncio.sleep(0.05)
+    except StorageUnavailable:
+        return False
+    return True
+
+
+async def store_deferred_until_done(ctx: dict[str, Any]) -> None:
+    if not await store_deferred(ctx):
+        raise arq.Retry(defer=min(2 ** ctx["job_try"], _MAX_STORE_PAUSE_SECONDS))
+
+
+async def store(worker: Worker, prices: Sequence[Price], missed: Sequence[MissedSlot]) -> bool:
+    """Store prices and reasons; where PostgreSQL is away, put them aside. Answers whether they are stored."""
+    try:
+        await worker.note_schedule()
+        worker.metrics.note(await insert_prices(worker.pool, prices, timeout=_STORE_SECONDS), [])
+        worker.metrics.note([], await insert_missed_slots(worker.pool, missed, timeout=_STORE_SECONDS))
+    except (StorageUnavailable, asyncpg.PostgresError) as error:
+        logger.warning("not stored, %d prices put aside: %s", len(prices), error)
+        await defer(worker.redis, prices, missed)
+        worker.metrics.put_aside(len(prices))
+        if not isinstance(error, StorageUnavailable) or error.is_answered:
+            # PostgreSQL is there but does not take prices (a full disk): until it does, the history can say so.
+            with contextlib.suppress(StorageUnavailable):
+                unstored = [_unstored(price) for price in prices if price.source is PriceSource.SCHEDULED]
+                worker.metrics.note([], await insert_missed_slots(worker.pool, unstored, timeout=_STORE_SECONDS))
+        return False
+    return True
+
+
+def _unstored(price: Price) -> MissedSlot:
+    return MissedSlot(price.ticker, price.timestamp, GapReason.STORAGE_ERROR, "fetched, waits to be stored")
