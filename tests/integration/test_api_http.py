@@ -173,7 +173,7 @@ async def test_only_the_origins_that_are_set_may_read_answers(settings: Settings
     assert await allowed(api, "OPTIONS", origin, **preflight) is None
 
 
-def test_the_server_is_one_plain_command(settings: Settings, pool: Pool) -> None:
+def test_the_server_is_one_plain_command(settings: Settings, pool: Pool, tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     port = free_port()
     env = {
@@ -186,13 +186,13 @@ def test_the_server_is_one_plain_command(settings: Settings, pool: Pool) -> None
     }
     command = [sys.executable, "-m", "server"]
     exposed = subprocess.run(
-        command, env=env | {"HOST": "0.0.0.0"}, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        command, env=env | {"HOST": "0.0.0.0"}, cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert exposed.returncode == 2
     assert exposed.stderr.count("\n") == 1
     assert "set API_TOKEN, or ALLOW_ANONYMOUS_MUTATIONS=1 to insist" in exposed.stderr
 
-    with subprocess.Popen(command, env=env, cwd=Path(__file__).parent, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(command, env=env, cwd=tmp_path, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if b"running on" in line:

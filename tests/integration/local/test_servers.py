@@ -157,7 +157,7 @@ def test_passwords_are_for_the_server_alone(
 STARTER = """
 import sys, time
 from pathlib import Path
-from shared.embedded import start_postgres, start_valkey
+from shared.local.servers import start_postgres, start_valkey
 servers = [start_postgres(Path(sys.argv[1]) / "postgres"), start_valkey(Path(sys.argv[1]) / "valkey")]
 print(*(server.process.pid for server in servers), flush=True)
 time.sleep(60)

@@ -13,7 +13,7 @@ import yaml
 from tests.promql import Asked, asked
 
 ROOT = Path(__file__).parents[3]
-MONITORING = ROOT / "shared" / "monitoring"
+MONITORING = ROOT / "shared" / "operations"
 PROMTOOL = shutil.which("promtool")
 RULES: list[dict[str, Any]] = [
     rule
@@ -40,7 +40,7 @@ def test_prometheus_takes_rules_and_configuration() -> None:
 
 @needs_promtool
 def test_each_fault_raises_its_alert_and_a_system_that_is_well_none() -> None:
-    promtool("test", "rules", ROOT / "tests" / "unit" / "alerts.yaml")
+    promtool("test", "rules", ROOT / "tests" / "unit" / "operations" / "alerts.yaml")
 
 
 @needs_promtool
@@ -55,7 +55,7 @@ def test_prometheus_can_read_what_the_dashboard_draws(tmp_path: Path) -> None:
 
 
 def test_every_alert_says_how_bad_it_is_and_is_tried() -> None:
-    tried = yaml.safe_load((ROOT / "tests" / "unit" / "alerts.yaml").read_text(encoding="utf-8"))["tests"]
+    tried = yaml.safe_load((ROOT / "tests" / "unit" / "operations" / "alerts.yaml").read_text(encoding="utf-8"))["tests"]
     fired = {rule["alertname"] for test in tried for rule in test["alert_rule_test"] if rule["exp_alerts"]}
     silent = {rule["alertname"] for test in tried for rule in test["alert_rule_test"] if not rule["exp_alerts"]}
     names = [rule["alert"] for rule in RULES]

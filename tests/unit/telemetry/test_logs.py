@@ -114,7 +114,7 @@ def test_any_text_stays_on_one_line(text: str) -> None:
 def test_a_line_for_people() -> None:
     with bound_contextvars(ticker="btc_usd"):
         assert written(CONSOLE, "%d prices", 5, detail="two words") == (
-            "2026-10-08T04:41:44.601+00:00 [warning  ] 5 prices [worker.jobs] ticker=btc_usd detail='two words'"
+            "2026-10-08T04:41:44.601+00:00 [warning  ] 5 prices [worker.jobs.slots] ticker=btc_usd detail='two words'"
         )
 
 
@@ -167,8 +167,8 @@ def test_text_of_any_length_is_looked_through_quickly() -> None:
 
 PROCESS = """
 import asyncio, logging, sys, warnings
-from shared.log import configure_logging
-from shared.settings import load_settings
+from shared.telemetry.logs import configure_logging
+from shared.config.settings import load_settings
 for _ in range(2):
     configure_logging(load_settings(database_url="postgresql://h/d", redis_url="redis://h", log_level=sys.argv[1]))
 for name in ("worker", "httpx", "httpcore", "arq.worker", "uvicorn.sockets", "opentelemetry.exporter.otlp"):
