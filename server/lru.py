@@ -1,47 +1,71 @@
-"""What is kept of the documents that came last: their trees, what is wrong with them, their plans."""
+"""LRU caches that are bounded by the size of their entries, not by how many there are."""
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
-T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
-KEPT_CHARACTERS = 100_000
-"Of all documents together: a tree takes up to 300 bytes for a character, so 256 of the longest were half a gigabyte."
+MAX_DOCUMENT_CHARACTERS = 100_000
+"Of all documents in one cache. A syntax tree takes up to 300 bytes for each character, so this is up to 30 MB."
 
 _ENTRY_CHARACTERS = 100
-"What an entry takes besides."
+"The cost of an entry besides its texts."
 
 
-class Kept(Generic[T]):
-    """A function of a document, its latest values kept; one that raises keeps nothing. The first argument, and any
-    other that is a text, is part of what an entry takes.
+class LRU(Generic[K, V]):
+    """The entries used most recently, as many as fit: the sum of their costs is at most `limit`.
+
+    The caller chooses the unit of the costs, such as bytes or characters.
     """
 
-    def __init__(self, compute: Callable[..., T], characters: int = KEPT_CHARACTERS) -> None:
-        self._compute = compute
-        self._most = characters
-        self._kept: dict[tuple[object, ...], T] = {}
-        self._characters = 0
-        self.computed = 0
-        "How often it was not kept."
+    def __init__(self, limit: int) -> None:
+        self.cost = 0
+        self._limit = limit
+        self._entries: OrderedDict[K, tuple[V, int]] = OrderedDict()
 
-    def __call__(self, *key: object) -> T:
-        try:
-            return self._kept[key]
-        except KeyError:
-            pass
-        self.computed += 1
-        value = self._kept[key] = self._compute(*key)
-        self._characters += _cost(key)
-        while self._characters > self._most:
-            oldest = next(iter(self._kept))
-            del self._kept[oldest]
-            self._characters -= _cost(oldest)
-        return value
+    def get(self, key: K) -> V | None:
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        self._entries.move_to_end(key)
+        return entry[0]
+
+    def put(self, key: K, value: V, cost: int) -> None:
+        """Does not store an entry that costs more than the limit, because it would evict all the others."""
+        _, replaced = self._entries.pop(key, (None, 0))
+        self.cost -= replaced
+        if cost > self._limit:
+            return
+        self._entries[key] = value, cost
+        self.cost += cost
+        while self.cost > self._limit:
+            _, (_, evicted) = self._entries.popitem(last=False)
+            self.cost -= evicted
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
 
-def _cost(key: tuple[object, ...]) -> int:
-    return sum(len(part) for part in key if isinstance(part, str)) + _ENTRY_CHARACTERS
+class DocumentCache(Generic[V]):
+    """Memoises a function of a document and other hashable arguments. Exceptions are not cached.
+
+    Each text among the arguments counts towards the entry's cost.
+    """
+
+    def __init__(self, compute: Callable[..., V], limit: int = MAX_DOCUMENT_CHARACTERS) -> None:
+        self.misses = 0
+        self._compute = compute
+        self._cache: LRU[tuple[object, ...], tuple[V]] = LRU(limit)  # in a tuple, because the value may be `None`
+
+    def __call__(self, *key: object) -> V:
+        found = self._cache.get(key)
+        if found is None:
+            self.misses += 1
+            found = (self._compute(*key),)
+            self._cache.put(key, found, _ENTRY_CHARACTERS + sum(len(part) for part in key if isinstance(part, str)))
+        return found[0]
+
+    def __len__(self) -> int:
+        return len(self._cache)

@@ -30,7 +30,7 @@ from graphql.execution.values import VariableValues
 
 from server.compiled.json_sql import shift_parameters, write_answer, write_member, write_typename
 from server.compiled.variables import NotPlain, Readers, plain_readers, read_plain, split_arguments
-from server.lru import Kept
+from server.lru import DocumentCache
 from server.metrics import label
 from server.schema.context import Context
 from server.schema.documents import MAX_LENGTH, load_document, validate, weigh
@@ -100,7 +100,7 @@ class Planner:
     def __init__(self, schema: Schema) -> None:
         self._schema = schema._schema
         self._query_fields = self._schema.get_type("Query").fields  # type: ignore[union-attr]
-        self.plan = Kept(self._plan)
+        self.plan = DocumentCache(self._plan)
 
     def plan_for(self, query: str, operation_name: str | None) -> Plan:
         """Raises `Unplanned`. What is too long for a document is not looked at, for plans are cached by their text."""

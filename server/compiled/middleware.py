@@ -18,7 +18,7 @@ from server.compiled.single_flight import SharedStatement
 from server.http.endpoint import MAX_BODY_BYTES
 from server.http.headers import NO_SNIFFING
 from server.http.negotiation import EVENT_STREAM, is_json, response_type
-from server.lru import KEPT_CHARACTERS
+from server.lru import MAX_DOCUMENT_CHARACTERS
 from server.metrics import OK, REFUSED, Metrics
 from server.protection.admission import RETRY_SECONDS, Admission, busy
 from server.protection.auth import is_authenticated
@@ -125,16 +125,16 @@ class PlannedExecution:
         return answer
 
     def _learn(self, state: Any, body: bytes) -> Request:
-        computed = self._planner.plan.computed
+        computed = self._planner.plan.misses
         request = self._read(Context(state["pool"], state["redis"], state["settings"]), body)
-        is_miss = self._planner.plan.computed > computed
+        is_miss = self._planner.plan.misses > computed
         self._metrics.plan_misses += is_miss
         self._metrics.plan_hits += not is_miss
         if len(body) <= KNOWN_BYTES:
             self._known[body] = request
             self._known_bytes += len(body)
             # Each keeps its plan, and with it the tree of its document.
-            while len(self._known) > KNOWN_REQUESTS or self._known_bytes > KEPT_CHARACTERS:
+            while len(self._known) > KNOWN_REQUESTS or self._known_bytes > MAX_DOCUMENT_CHARACTERS:
                 oldest = next(iter(self._known))
                 del self._known[oldest]
                 self._known_bytes -= len(oldest)

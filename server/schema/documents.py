@@ -20,7 +20,7 @@ from graphql.validation import ASTValidationRule, NoSchemaIntrospectionCustomRul
 from strawberry.extensions import SchemaExtension
 from strawberry.schema.schema import validate_document
 
-from server.lru import Kept
+from server.lru import DocumentCache
 from shared.errors import QueryTooComplex
 
 MAX_LENGTH = 20_000
@@ -90,8 +90,8 @@ def _validate_anew(query: str, schema: GraphQLSchema, rules: tuple[type[ASTValid
     return validate_document(schema, load_document(query), rules)
 
 
-_parse = Kept(_parse_anew)
-validate = Kept(_validate_anew)
+_parse = DocumentCache(_parse_anew)
+validate = DocumentCache(_validate_anew)
 
 
 class Weight(NamedTuple):

@@ -27,6 +27,7 @@ from graphql import (
 )
 
 from server.feeds.price_feed import TooSlow
+from server.lru import LRU
 from server.metrics import OK, REFUSED, TOO_SLOW, Metrics, code_of, operation_of
 from server.protection.admission import Admission
 from server.schema.context import Context
@@ -36,11 +37,11 @@ from server.schema.root import Schema
 from shared.errors import RateLimited, ServiceError
 from shared.storage.prices import Price
 
-MAX_KEPT_CHARACTERS = 8_000_000
-"Of the events that have been written already, with what they were asked by, all together."
+MAX_WRITTEN_CHARACTERS = 8_000_000
+"Of all cached event texts, each with the request that it answers."
 
 _ENTRY_CHARACTERS = 600
-"What an entry takes besides, a price among it."
+"The cost of a cached event besides its texts: a `Price` and the entry itself."
 
 MAX_SHARED_CHARACTERS = 4000
 "Of a document and its variables, for its events to be shared."
@@ -60,8 +61,7 @@ class Streams:
     def __init__(self, schema: Schema, metrics: Metrics | None = None) -> None:
         self._schema = schema
         self._metrics = metrics or Metrics()
-        self._written: dict[tuple[str, object], str] = {}
-        self._characters = 0
+        self._written: LRU[tuple[str, object], str] = LRU(MAX_WRITTEN_CHARACTERS)
 
     async def answers(
         self,
@@ -166,19 +166,8 @@ class Streams:
             assert isinstance(result, ExecutionResult)  # noqa: S101  no field of these types waits for anything
             text = _write(result)
             if asked is not None:
-                self._keep(key, text)
+                self._written.put(key, text, len(asked) + len(text) + _ENTRY_CHARACTERS)
         return text
-
-    def _keep(self, key: tuple[str, object], text: str) -> None:
-        self._written[key] = text
-        self._characters += _cost(key, text)
-        while self._characters > MAX_KEPT_CHARACTERS:
-            oldest = next(iter(self._written))
-            self._characters -= _cost(oldest, self._written.pop(oldest))
-
-
-def _cost(key: tuple[str, object], text: str) -> int:
-    return len(key[0]) + len(text) + _ENTRY_CHARACTERS
 
 
 def _write(result: ExecutionResult) -> str:
