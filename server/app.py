@@ -16,7 +16,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from server.compiled.middleware import PlannedExecution
+from server.compiled.middleware import CompiledExecution
 from server.feeds.background import Feeds, open_feeds
 from server.http.endpoint import GraphQLView
 from server.http.headers import ResponseHeaders
@@ -26,6 +26,7 @@ from server.http.prometheus import metrics
 from server.metrics import CountedSockets, Metrics
 from server.protection.admission import Admission
 from server.protection.auth import Access
+from server.schema.persisted_queries import PersistedQueries
 from server.schema.root import schema
 from server.standbys import open_reading
 from server.subscriptions.operations import Streams
@@ -128,13 +129,14 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
 class API(Starlette):
     trusted_hops: tuple[str, ...] = ()
     counted: Metrics | None = None
+    persisted: PersistedQueries = PersistedQueries()
 
     def build_middleware_stack(self) -> ASGIApp:
         """Middleware, planned answers, and only then Starlette's own layers: those cost as much as such an answer."""
         outside, self.user_middleware = self.user_middleware, []
         app: ASGIApp = ResponseHeaders(super().build_middleware_stack())
         app = ProxyHeadersMiddleware(app, list(self.trusted_hops))  # type: ignore[assignment,arg-type]  # uvicorn's types
-        app = PlannedExecution(app, schema, self.counted)
+        app = CompiledExecution(app, schema, self.persisted, self.counted)
         for middleware in reversed(outside):
             app = middleware.cls(app, *middleware.args, **middleware.kwargs)
         return app

@@ -5,6 +5,7 @@ ServiceError
 ├── UnknownTicker       not among the tickers collected here
 ├── PriceStale          older than the caller allows
 ├── QueryTooComplex     more rows asked for than one request may
+├── PersistedQueryNotFound  the client sends the document again
 ├── Unauthenticated     without the right token, where one is needed
 ├── RateLimited         more asked for than is done in a minute, or at a time
 ├── StorageUnavailable  PostgreSQL is away
@@ -41,6 +42,10 @@ class PriceStale(ServiceError):
 
 class QueryTooComplex(ServiceError):
     code = "QUERY_TOO_COMPLEX"
+
+
+class PersistedQueryNotFound(ServiceError):
+    code = "PERSISTED_QUERY_NOT_FOUND"
 
 
 class Unauthenticated(ServiceError):

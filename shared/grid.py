@@ -13,3 +13,7 @@ def slot_of(instant: datetime, interval: timedelta) -> datetime:
 def from_microseconds(microseconds: int) -> datetime:
     """An instant from the exchange's clock. Raises `OverflowError` outside the years 1 to 9999."""
     return EPOCH + timedelta(microseconds=microseconds)
+
+
+def to_microseconds(instant: datetime) -> int:
+    return (instant - EPOCH) // timedelta(microseconds=1)

@@ -12,7 +12,7 @@ import pytest
 from arq.connections import ArqRedis
 from starlette.applications import Starlette
 
-from server.schema.context import Context
+from server.reads.context import Context
 from shared.config.settings import Settings, load_settings
 from shared.local.servers import start_postgres, start_valkey
 from shared.migrate import migrate

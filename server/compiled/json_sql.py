@@ -1,76 +1,154 @@
-"""An answer's JSON, written by PostgreSQL: the SQL around the statements of `shared/storage/prices.py`."""
+"""Writes the SQL that writes an answer: JSON around the statements of the fields that are asked for."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-_INSTANT = """to_char({}, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
-
-# A slot is a whole second: put together from pieces, for to_char takes a third of the time of a whole answer.
-_TIMESTAMP = f"""
-    case when timestamp = timestamp::timestamptz(0)
-        then timestamp::date::text || 'T' || timestamp::time::text || '.000000Z'
-        else {_INSTANT.format("timestamp")}
-    end
-""".strip()
-
-# How a column is written, without the quotes around it; a test holds each against the scalar it stands for.
-_COLUMNS = {
-    "ticker": ("ticker", True),
-    "price": ("price::text", True),
-    "timestamp": (_TIMESTAMP, True),
-    "observedAt": (_INSTANT.format("observed_at"), True),
-    "source": ("source", True),
-    "testnet": ("testnet::text", False),
-}
+from server.reads.columns import Column, Quoting, presence_of
+from server.reads.fields import ReadField
+from shared.storage.database import Statement
 
 
-def write_answer(members: Sequence[str]) -> str:
-    """The whole statement: one row of one value, the answer's bytes."""
-    # As bytes, for text would be decoded in Python only to be encoded again.
-    return "select convert_to('{\"data\":{' || " + " || ',' || ".join(members) + " || '}}', 'UTF8')"
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """A selected field: the key of its value, and its column. `column` is `None` for `__typename`."""
+
+    key: str
+    type_name: str
+    column: Column | None
+    children: tuple["Selected", ...] = ()
 
 
-def write_typename(key: str, name: str) -> str:
-    return f'\'"{key}":"{name}"\''
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A root field: the key of its value, its declaration, and what is selected of it."""
+
+    key: str
+    read: ReadField
+    children: tuple[Selected, ...]
 
 
-def write_member(key: str, base: str, fields: Sequence[tuple[str, str]], *, is_list: bool) -> str:
-    """What the statement `base` reads, as the member `key`. `fields` are the (key, field name) of a price."""
-    first, row, last = _write_row(fields)
-    if is_list:
-        # What stands between any two rows is the aggregate's delimiter: no row has to be put together with it.
-        value, empty = f"'[{first}' || string_agg({row}, '{last},{first}') || '{last}]'", "[]"
-    else:
-        value, empty = f"'{first}' || {row} || '{last}'", "null"
-    return f"'\"{key}\":' || coalesce((select {value} from ({base}) as row), '{empty}')"
+def write_answer(members: Sequence[Member | str], statements: Sequence[Statement], *, is_whole: bool = True) -> str:
+    """One row: the version of the data, when the answer expires (or null), and the answer as UTF-8 bytes (or null).
 
+    `members`: in the order of the answer; a text is a constant member. `statements`: those of the members, each before
+    the ones nested in it. Without `is_whole` the answer is one column for each member, without braces.
 
-def _write_row(fields: Sequence[tuple[str, str]]) -> tuple[str, str, str]:
-    """A price: the constant text it begins with, the SQL of the rest, the constant text it ends with.
-
-    Keys are GraphQL names and tickers index names: neither needs escaping.
+    Keys are GraphQL names, and no constant holds a quote: nothing here needs escaping.
     """
-    texts, columns = ["{"], []
-    for position, (key, name) in enumerate(fields):
-        texts[-1] += f'{"," if position else ""}"{key}":'
-        if name == "__typename":
-            texts[-1] += '"Price"'
+    bases = iter(_shift_parameters(statements))
+    sources: list[str] = []
+    values: list[str] = []
+    expiries: list[str] = []
+    for member in members:
+        if isinstance(member, str):
+            values.append(f"'{member}'")
             continue
-        column, is_quoted = _COLUMNS[name]
-        quote = '"' if is_quoted else ""
-        texts[-1] += quote
-        columns.append(column)
-        texts.append(quote)
-    texts[-1] += "}"
-    if not columns:
-        return texts[0], "''", ""
-    row = columns[0] + "".join(
-        f" || '{text}' || {column}" for text, column in zip(texts[1:], columns[1:], strict=False)
+        alias = f"m{len(sources)}"
+        base, statement = next(bases)
+        source, has_expiry = _write_member(member, base, statement, bases)
+        sources.append(f"{source} as {alias}")
+        values.append(f"{alias}.json")
+        expiries += [f"{alias}.expires_at"] if has_expiry else []
+    # As bytes: text would be decoded in Python only to be encoded again.
+    whole = "'{\"data\":{' || " + " || ',' || ".join(values) + " || '}}'"
+    answers = [whole] if is_whole else values
+    columns = ", ".join(f"convert_to({answer}, 'UTF8')" for answer in answers)
+    expires_at = f"least({', '.join(expiries)})" if expiries else "null::timestamptz"
+    return f"select (select version from data_version), {expires_at}, {columns} from {' cross join '.join(sources)}"
+
+
+def _write_member(
+    member: Member, base: str, statement: Statement, bases: Iterator[tuple[str, Statement]]
+) -> tuple[str, bool]:
+    """A subquery with one row, and whether it has a column `expires_at`."""
+    row = _Row().object(member.children, "", bases)
+    value = f"'\"{member.key}\":' || " + (row.as_list() if member.read.is_list else row.as_object())
+    if statement.refuse is not None:
+        value = f"case when bool_or(is_refused) then null else {value} end"
+    expiries = ["min(expires_at)"] if statement.expires else []
+    if _changes_every_second(member.children):
+        expiries = ["'-infinity'::timestamptz"]
+    columns = "".join(f", {expiry} as expires_at" for expiry in expiries)
+    return f"(select {value} as json{columns} from ({base}) as row)", bool(expiries)
+
+
+class _Row:
+    """A row's JSON: constant texts, and SQL between them."""
+
+    def __init__(self) -> None:
+        self._texts = [""]
+        self._expressions: list[str] = []
+
+    def object(self, children: Sequence[Selected], prefix: str, bases: Iterator[tuple[str, Statement]]) -> "_Row":
+        self._texts[-1] += "{"
+        for position, child in enumerate(children):
+            self._texts[-1] += f'{"," if position else ""}"{child.key}":'
+            self._value(child, prefix, bases)
+        self._texts[-1] += "}"
+        return self
+
+    def _value(self, child: Selected, prefix: str, bases: Iterator[tuple[str, Statement]]) -> None:
+        column = child.column
+        if column is None:
+            self._texts[-1] += f'"{child.type_name}"'
+        elif column.read is not None:
+            base, _ = next(bases)
+            rows = _Row().object(child.children, "", bases).as_list()
+            self._sql(
+                f"case when {column.read.skip_if or 'false'} then '[]' else (select {rows} from ({base}) as row) end"
+            )
+        elif column.row_type is not None:
+            inner = f"{prefix}{column.name}_"
+            written = _Row().object(child.children, inner, bases).as_text()
+            self._sql(f"case when {inner}{presence_of(column.row_type)} is null then 'null' else {written} end")
+        else:
+            value = column.writer.format(prefix + column.name)
+            quote = '"' if column.quoting is Quoting.QUOTED else ""
+            if column.is_nullable:
+                self._sql(f"coalesce('{quote}' || {value} || '{quote}', 'null')")
+            else:
+                self._texts[-1] += quote
+                self._sql(value)
+                self._texts[-1] += quote
+
+    def _sql(self, expression: str) -> None:
+        self._expressions.append(f"({expression})")
+        self._texts.append("")
+
+    def as_text(self) -> str:
+        parts = [f"'{self._texts[0]}'"]
+        for expression, text in zip(self._expressions, self._texts[1:], strict=True):
+            parts += [expression, f"'{text}'"]
+        return " || ".join(part for part in parts if part != "''")
+
+    def as_object(self) -> str:
+        """An aggregate over one row, or none."""
+        return f"coalesce(string_agg({self.as_text()}, ''), 'null')"
+
+    def as_list(self) -> str:
+        """An aggregate. What stands between any two rows is its delimiter: no row has to be put together with it."""
+        if not self._expressions:
+            return f"'[' || coalesce(string_agg('{self._texts[0]}', ','), '') || ']'"
+        first, last = self._texts[0], self._texts[-1]
+        row = self._expressions[0] + "".join(
+            f" || '{text}' || {expression}"
+            for text, expression in zip(self._texts[1:], self._expressions[1:], strict=False)
+        )
+        return f"coalesce('[{first}' || string_agg({row}, '{last},{first}') || '{last}]', '[]')"
+
+
+def _changes_every_second(children: Sequence[Selected]) -> bool:
+    return any(
+        child.column is not None and (child.column.changes_every_second or _changes_every_second(child.children))
+        for child in children
     )
-    return texts[0], row, texts[-1]
 
 
-def shift_parameters(statement: str, first: int) -> tuple[str, int]:
-    """The statement with its parameters numbered after the first `first`, and how many there are then."""
-    numbers = [int(number) for number in re.findall(r"\$(\d+)", statement)]
-    return re.sub(r"\$(\d+)", lambda match: f"${int(match[1]) + first}", statement), first + max(numbers)
+def _shift_parameters(statements: Sequence[Statement]) -> Iterator[tuple[str, Statement]]:
+    """Each statement's SQL, its parameters numbered after those of the statements before it."""
+    first = 0
+    for statement in statements:
+        offset = first
+        yield re.sub(r"\$(\d+)", lambda match: f"${int(match[1]) + offset}", statement.sql), statement  # noqa: B023
+        first += len(statement.parameters)

@@ -23,7 +23,7 @@ from strawberry.utils.operation import get_operation_type
 from server.http.negotiation import EVENT_STREAM, GRAPHQL_RESPONSE, JSON, is_json, response_type
 from server.metrics import REFUSED, Metrics, code_of, operation_of
 from server.protection.auth import client_of, is_authenticated
-from server.schema.context import Context
+from server.reads.context import Context
 from server.schema.documents import load_document
 from server.schema.root import Schema
 from server.subscriptions.event_stream import event_stream
@@ -146,7 +146,8 @@ def _json_response(answer: object, status: int, media_type: bytes | None) -> Res
     # ASCII, for a message may quote half a surrogate pair.
     response = Response(json.dumps(answer, separators=(",", ":")), status)
     response.headers["Content-Type"] = (GRAPHQL_RESPONSE if media_type is GRAPHQL_RESPONSE else JSON).decode()
-    response.headers["Vary"] = "Accept"
+    response.headers["Vary"] = "Accept, Accept-Encoding"
+    response.headers["Cache-Control"] = "no-store"
     return response
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from server.schema.context import Context
+from server.reads.context import Context
 from server.schema.tickers import select_tickers
 from server.standbys import StandbyPool
 from shared.errors import QueueUnavailable, StorageUnavailable

@@ -45,6 +45,28 @@ def is_json(content_type: bytes | None) -> bool:
     return content_type is not None and len(content_type) <= MAX_LENGTH and _is_json(content_type)
 
 
+def wants_page(accept: bytes | None) -> bool:
+    """Whether a browser asks for a page: it prefers HTML to every media type of an answer."""
+    return accept is not None and len(accept) <= MAX_LENGTH and _wants_page(accept)
+
+
+def accepts_gzip(encodings: bytes | None) -> bool:
+    """`encodings`: the Accept-Encoding header. A wildcard does not count."""
+    return encodings is not None and len(encodings) <= MAX_LENGTH and _accepts_gzip(encodings)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _wants_page(accept: bytes) -> bool:
+    qualities = {found.name: found.quality for found in _ranges(accept)}
+    answers = (offered.decode().partition(";")[0] for offered in _OFFERED)
+    return qualities.get("text/html", 0) > max(qualities.get(answer, 0) for answer in answers)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _accepts_gzip(encodings: bytes) -> bool:
+    return any(found.name in {"gzip", "x-gzip"} and found.quality > 0 for found in _ranges(encodings))
+
+
 @lru_cache(maxsize=REMEMBERED)
 def _response_type(accept: bytes) -> bytes | None:
     ranges = list(_ranges(accept))

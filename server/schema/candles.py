@@ -1,15 +1,17 @@
 """Candles: prices summed up by the minute, the hour, the day."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from enum import Enum
 from typing import Annotated
 
 import strawberry
 
-from server.schema.context import Info, selected
+from server.reads.context import Context
+from server.reads.fields import read_field
 from server.schema.prices import Limit, Ticker, period
 from shared.storage import candles as rollups
+from shared.storage.database import Statement
 
 
 @strawberry.enum(description="How long a candle is. All are aligned to UTC.")
@@ -44,33 +46,21 @@ class Candle:
     )
 
 
-@strawberry.type
-class CandleQuery:
-    @strawberry.field(
-        graphql_type=list[Candle] | None,
-        description=(
-            "Oldest first, buckets aligned to UTC; `start` is the bucket's beginning, buckets are half-open. From the "
-            "bucket that contains fromDt to the one that contains toDt, each of them whole; those without prices are "
-            "left out. To page on, pass the last start plus the interval as fromDt."
-        ),
-    )
-    async def candles(
-        self,
-        info: Info,
-        ticker: Ticker,
-        interval: Annotated[CandleInterval, strawberry.argument(description="How long each candle is.")],
-        from_dt: Annotated[datetime, strawberry.argument(description="An instant in the first candle.")],
-        to_dt: Annotated[datetime, strawberry.argument(description="An instant in the last candle.")],
-        limit: Limit = 500,
-    ) -> list[rollups.Candle]:
-        context = info.context
-        start, end = period(from_dt, to_dt)
-        return await rollups.select_candles(
-            context.pool,
-            context.ticker(ticker),
-            rollups.CandleInterval[interval.name],
-            start,
-            end,
-            context.rows(limit, selected(info)),
-            datetime.now(UTC),
-        )
+@read_field(
+    list[Candle] | None,
+    description=(
+        "Oldest first, buckets aligned to UTC; `start` is the bucket's beginning, buckets are half-open. From the "
+        "bucket that contains fromDt to the one that contains toDt, each of them whole; those without prices are "
+        "left out. To page on, pass the last start plus the interval as fromDt."
+    ),
+)
+def candles(
+    context: Context,
+    ticker: Ticker,
+    interval: Annotated[CandleInterval, strawberry.argument(description="How long each candle is.")],
+    from_dt: Annotated[datetime, strawberry.argument(description="An instant in the first candle.")],
+    to_dt: Annotated[datetime, strawberry.argument(description="An instant in the last candle.")],
+    limit: Limit = 500,
+) -> Statement:
+    name, bounds = context.ticker(ticker), period(from_dt, to_dt)
+    return rollups.candles(name, rollups.CandleInterval[interval.name], *bounds, limit)

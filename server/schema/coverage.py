@@ -1,15 +1,17 @@
 """Coverage: how complete a period is, and why anything in it is missing."""
 
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import Enum
 from typing import Annotated
 
 import strawberry
 
-from server.schema.context import Info, selected
+from server.reads.columns import FREE_TEXT
+from server.reads.context import Context
+from server.reads.fields import read_field
 from server.schema.prices import Limit, Ticker, period
-from shared.storage import coverage
+from shared.storage import coverage as storage
+from shared.storage.database import Statement
 
 
 @strawberry.enum(description="Why a slot is missing.")
@@ -32,18 +34,14 @@ class Gap:
     to_dt: datetime = strawberry.field(description="The end of the last missing slot, exclusive.")
     missing: int = strawberry.field(description="How many slots are missing.")
     reason: GapReason = strawberry.field(description="Why.")
-    detail: str | None = strawberry.field(description="The reason in words, such as the exchange's error and its code.")
+    detail: str | None = strawberry.field(
+        description="The reason in words, such as the exchange's error and its code.", metadata=FREE_TEXT
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A counted period, and what it takes to look for its gaps when they are selected."""
-
-    counted: coverage.Coverage
-    ticker: str
-    from_dt: datetime
-    to_dt: datetime
-    now: datetime
+def _gaps(_: Context, counted: Statement, limit: Limit = 100) -> Statement:
+    ticker, from_dt, to_dt, now = counted.parameters
+    return storage.gaps(ticker, from_dt, to_dt, limit, now)  # type: ignore[arg-type]
 
 
 @strawberry.type(
@@ -53,53 +51,31 @@ class Asked:
     )
 )
 class Coverage:
-    @strawberry.field(description="How many slots there should be.")
-    def expected(root: strawberry.Parent[Asked]) -> int:
-        return root.counted.expected
-
-    @strawberry.field(description="How many there are, backfilled ones included.")
-    def present(root: strawberry.Parent[Asked]) -> int:
-        return root.counted.present
-
-    @strawberry.field(
+    statement: strawberry.Private[Statement]
+    expected: int = strawberry.field(description="How many slots there should be.")
+    present: int = strawberry.field(description="How many there are, backfilled ones included.")
+    dropped: int = strawberry.field(
         description=(
             "How many of those that are present have been dropped for their age since: candles still tell of them, "
             "prices do not. See Ticker.keptFrom."
         )
     )
-    def dropped(root: strawberry.Parent[Asked]) -> int:
-        return root.counted.dropped
+    ratio: float = strawberry.field(description="present / expected; 1 where nothing is expected.")
+    complete: bool = strawberry.field(description="Whether nothing is missing.")
 
-    @strawberry.field(description="present / expected; 1 where nothing is expected.")
-    def ratio(root: strawberry.Parent[Asked]) -> float:
-        return root.counted.present / root.counted.expected if root.counted.expected else 1.0
-
-    @strawberry.field(description="Whether nothing is missing.")
-    def complete(root: strawberry.Parent[Asked]) -> bool:
-        return root.counted.present == root.counted.expected
-
-    @strawberry.field(graphql_type=list[Gap], description="What is missing and why, oldest first.")
-    async def gaps(root: strawberry.Parent[Asked], info: Info, limit: Limit = 100) -> list[coverage.Gap]:
-        rows = info.context.rows(limit, selected(info))
-        if root.counted.present == root.counted.expected:
-            return []
-        return await coverage.select_gaps(info.context.pool, root.ticker, root.from_dt, root.to_dt, root.now, rows)
-
-
-@strawberry.type
-class CoverageQuery:
-    @strawberry.field(
-        graphql_type=Coverage | None,
-        description="How much of the schedule's grid in [fromDt, toDt) is there, and what is missing and why.",
+    gaps: list[Gap] = read_field(list[Gap], description="What is missing and why, oldest first.", skip_if="complete")(
+        _gaps
     )
-    async def coverage(
-        self,
-        info: Info,
-        ticker: Ticker,
-        from_dt: Annotated[datetime, strawberry.argument(description="The first slot asked about.")],
-        to_dt: Annotated[datetime, strawberry.argument(description="The end of the period, exclusive.")],
-    ) -> Asked:
-        context = info.context
-        name, (start, end), now = context.ticker(ticker), period(from_dt, to_dt), datetime.now(UTC)
-        counted = await coverage.select_coverage(context.pool, name, start, end, now)
-        return Asked(counted, name, start, end, now)
+
+
+@read_field(
+    Coverage | None,
+    description="How much of the schedule's grid in [fromDt, toDt) is there, and what is missing and why.",
+)
+def coverage(
+    context: Context,
+    ticker: Ticker,
+    from_dt: Annotated[datetime, strawberry.argument(description="The first slot asked about.")],
+    to_dt: Annotated[datetime, strawberry.argument(description="The end of the period, exclusive.")],
+) -> Statement:
+    return storage.coverage(context.ticker(ticker), *period(from_dt, to_dt))

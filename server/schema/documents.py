@@ -1,19 +1,14 @@
 """What a document may weigh, looked at once per document, before it is validated or run."""
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator
 
 from graphql import (
     DocumentNode,
-    FieldNode,
     FragmentDefinitionNode,
-    FragmentSpreadNode,
     GraphQLError,
     GraphQLSchema,
     GraphQLSyntaxError,
-    InlineFragmentNode,
     OperationDefinitionNode,
-    SelectionSetNode,
     parse,
 )
 from graphql.validation import ASTValidationRule, NoSchemaIntrospectionCustomRule
@@ -21,6 +16,7 @@ from strawberry.extensions import SchemaExtension
 from strawberry.schema.schema import validate_document
 
 from server.lru import DocumentCache
+from server.reads.selections import Weight, weigh
 from shared.errors import QueryTooComplex
 
 MAX_LENGTH = 20_000
@@ -94,15 +90,6 @@ _parse = DocumentCache(_parse_anew)
 validate = DocumentCache(_validate_anew)
 
 
-class Weight(NamedTuple):
-    """Levels, aliases, fields and the longest name of a selection set, a fragment counted wherever it is spread."""
-
-    depth: int = 0
-    aliases: int = 0
-    fields: int = 0
-    longest: int = 0
-
-
 def _refuse_heavy(weight: Weight) -> None:
     if weight.depth > MAX_DEPTH:
         raise QueryTooComplex(_TOO_DEEP)
@@ -112,34 +99,3 @@ def _refuse_heavy(weight: Weight) -> None:
         raise QueryTooComplex(f"A document may have {MAX_FIELDS} fields, no more.")
     if weight.longest > MAX_NAME_LENGTH:
         raise QueryTooComplex(f"A name may have {MAX_NAME_LENGTH} characters, no more.")
-
-
-def weigh(
-    selections: SelectionSetNode,
-    fragments: Mapping[str, FragmentDefinitionNode],
-    known: dict[str, Weight] | None = None,
-) -> Weight:
-    """Each fragment is weighed once; one that spreads itself weighs nothing there, and validation refuses it."""
-    known = {} if known is None else known
-    depth, aliases, fields, longest = 1, 0, 0, 0
-    for selection in selections.selections:
-        inner = Weight()
-        match selection:
-            case FieldNode(selection_set=inner_selections):
-                fields += 1
-                aliases += selection.alias is not None
-                longest = max(longest, len((selection.alias or selection.name).value))
-                if inner_selections:
-                    inner = weigh(inner_selections, fragments, known)
-                    inner = inner._replace(depth=inner.depth + 1)
-            case InlineFragmentNode(selection_set=inner_selections):
-                inner = weigh(inner_selections, fragments, known)
-            case FragmentSpreadNode():
-                name = selection.name.value
-                if name in fragments and name not in known:
-                    known[name] = Weight()
-                    known[name] = weigh(fragments[name].selection_set, fragments, known)
-                inner = known.get(name, inner)
-        depth, longest = max(depth, inner.depth), max(longest, inner.longest)
-        aliases, fields = aliases + inner.aliases, fields + inner.fields
-    return Weight(depth, aliases, fields, longest)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import strawberry
 
+from server.reads.context import Info
 from server.request_ids import current_request_id, traceparent
-from server.schema.context import Info
 from server.schema.prices import Price, Tickers
 from shared.errors import BadUserInput, RateLimited
 from shared.queue import fetches as fetch_jobs
@@ -48,16 +48,14 @@ class FetchJob:
     failures: list[FetchFailure] = strawberry.field(description="The tickers it has no price for, and why.")
 
 
-@strawberry.type
-class JobQuery:
-    @strawberry.field(
-        graphql_type=FetchJob | None,
-        description="A fetch by its id; null when it is unknown, or ended more than an hour ago.",
-    )
-    async def fetch_job(self, info: Info, id: JobId) -> fetch_jobs.FetchJob | None:
-        if not fetch_jobs.is_job_id(id):
-            return None
-        return await within_deadline(fetch_jobs.select_fetch_job(info.context.redis, id))
+@strawberry.field(
+    graphql_type=FetchJob | None,
+    description="A fetch by its id; null when it is unknown, or ended more than an hour ago.",
+)
+async def fetch_job(info: Info, id: JobId) -> fetch_jobs.FetchJob | None:
+    if not fetch_jobs.is_job_id(id):
+        return None
+    return await within_deadline(fetch_jobs.select_fetch_job(info.context.redis, id))
 
 
 @strawberry.type

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import strawberry
 
-from server.schema.context import Info
+from server.reads.context import Info
 from server.schema.jobs import FetchJob, JobId
 from server.schema.prices import Price, Tickers
 from server.schema.scalars import instant

@@ -6,25 +6,36 @@ from typing import Any
 import strawberry
 from graphql import GraphQLError, Undefined
 from strawberry.schema.config import StrawberryConfig
+from strawberry.tools import create_type
 from strawberry.types import ExecutionContext, ExecutionResult
 
 from server.protection.request_budget import within_allowance
-from server.schema.candles import CandleQuery
-from server.schema.coverage import CoverageQuery
+from server.schema.candles import candles
+from server.schema.coverage import coverage
 from server.schema.documents import DocumentLimits
 from server.schema.errors import public_error, without_suggestions
 from server.schema.executor import Executor
-from server.schema.jobs import JobMutation, JobQuery
+from server.schema.jobs import JobMutation, fetch_job
 from server.schema.live import Subscription
-from server.schema.prices import PriceQuery
+from server.schema.prices import latest_price, latest_prices, price_history, prices_in_period
 from server.schema.scalars import SCALARS
-from server.schema.tickers import TickerQuery
+from server.schema.tickers import tickers
 from shared.errors import QueueUnavailable, StorageUnavailable
 
-
-@strawberry.type(description="What can be read.")
-class Query(PriceQuery, CandleQuery, CoverageQuery, TickerQuery, JobQuery):
-    pass
+Query = create_type(
+    "Query",
+    [
+        latest_price,
+        latest_prices,
+        price_history,
+        prices_in_period,
+        candles,
+        coverage,
+        tickers,
+        fetch_job,
+    ],
+    description="What can be read.",
+)
 
 
 @strawberry.type(description="What can be asked to happen.")

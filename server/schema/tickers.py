@@ -1,24 +1,25 @@
 """Tickers: what is collected, and how fresh it is."""
 
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 import strawberry
 
-from server.schema.context import Context, Info
+from server.reads.columns import CHANGES_EVERY_SECOND
+from server.reads.context import Context
+from server.reads.fields import read_field, read_rows
 from server.schema.prices import Price
-from shared.storage import prices, retention
+from shared.storage import prices
+from shared.storage.database import Statement
 
-STALE_INTERVALS = 2
 
-
-@strawberry.type(name="Ticker", description="An index that is collected, and how fresh its newest price is.")
-class TickerType:
+@strawberry.type(description="An index that is collected, and how fresh its newest price is.")
+class Ticker:
     name: str = strawberry.field(description="The index name.")
     interval_seconds: int = strawberry.field(description="The schedule's grid: seconds from slot to slot.")
     latest: Price | None = strawberry.field(description="The newest price; null while nothing has been collected.")
     lag_seconds: float | None = strawberry.field(
-        description="Seconds since the instant the newest price stands for; null while there is none."
+        description="Seconds since the instant the newest price stands for; null while there is none.",
+        metadata=CHANGES_EVERY_SECOND,
     )
     stale: bool = strawberry.field(description="Whether the newest price is older than two intervals, or missing.")
     first_timestamp: datetime | None = strawberry.field(description="The oldest price's timestamp, of those kept.")
@@ -30,43 +31,12 @@ class TickerType:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Ticker:
-    name: str
-    interval_seconds: int
-    latest: prices.Price | None
-    lag_seconds: float | None
-    stale: bool
-    first_timestamp: datetime | None
-    kept_from: datetime | None
-
-
-@strawberry.type
-class TickerQuery:
-    @strawberry.field(graphql_type=list[TickerType] | None, description="Every index that is collected here.")
-    async def tickers(self, info: Info) -> list[Ticker]:
-        return await select_tickers(info.context)
+@read_field(list[Ticker] | None, description="Every index that is collected here.")
+def tickers(context: Context) -> Statement:
+    return prices.tickers(context.settings.tickers, context.settings.fetch_interval_seconds)
 
 
 async def select_tickers(context: Context) -> list[Ticker]:
-    settings = context.settings
-    # One after the other: of the pool's connections a field takes one.
-    latest = await prices.select_latest_prices(context.pool, settings.tickers)
-    first = await prices.select_first_timestamps(context.pool, settings.tickers)
-    kept_from = await retention.select_kept_from(context.pool, settings.tickers)
-    newest = {price.ticker: price for price in latest}
-    now = datetime.now(UTC)
-    lags = {name: (now - price.timestamp).total_seconds() for name, price in newest.items()}
-    longest = STALE_INTERVALS * settings.fetch_interval_seconds
-    return [
-        Ticker(
-            name=name,
-            interval_seconds=settings.fetch_interval_seconds,
-            latest=newest.get(name),
-            lag_seconds=lags.get(name),
-            stale=name not in lags or lags[name] > longest,
-            first_timestamp=first.get(name),
-            kept_from=kept_from.get(name),
-        )
-        for name in settings.tickers
-    ]
+    return await read_rows(
+        context.pool, Ticker, prices.tickers(context.settings.tickers, context.settings.fetch_interval_seconds)
+    )

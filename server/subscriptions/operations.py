@@ -30,7 +30,7 @@ from server.feeds.price_feed import TooSlow
 from server.lru import LRU
 from server.metrics import OK, REFUSED, TOO_SLOW, Metrics, code_of, operation_of
 from server.protection.admission import Admission
-from server.schema.context import Context
+from server.reads.context import Context
 from server.schema.documents import load_document, validate
 from server.schema.errors import public_error, without_suggestions
 from server.schema.root import Schema

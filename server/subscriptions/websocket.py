@@ -19,7 +19,7 @@ from structlog.contextvars import bind_contextvars
 
 from server.feeds.price_feed import TooSlow
 from server.protection.auth import client_of, is_authenticated
-from server.schema.context import Context
+from server.reads.context import Context
 from server.subscriptions.operations import Refused, Streams
 from shared.config.settings import Settings
 from shared.errors import QueryTooComplex

@@ -1,11 +1,9 @@
 """Candles from the rollups by the minute and by the hour that the database keeps exact with the prices."""
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import Decimal
 from enum import StrEnum
 
-from shared.storage.database import Pool, fetch
+from shared.storage.database import Statement
 
 
 class CandleInterval(StrEnum):
@@ -27,21 +25,7 @@ LENGTHS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Candle:
-    """The prices in [start, start + interval). `complete`: it has ended, and has every slot of the schedule's grid."""
-
-    ticker: str
-    start: datetime
-    open: Decimal
-    high: Decimal
-    low: Decimal
-    close: Decimal
-    samples: int
-    complete: bool
-
-
-# $1 ticker, $2 the candle's length, $3 from, $4 to, $5 limit, $6 now. `{table}` has rows of `{width}` seconds.
+# $1 ticker, $2 the candle's length, $3 from, $4 to, $5 limit, $6 now or null. `{table}` has rows of `{width}` seconds.
 _CANDLES = """
     with schedule as (
         select
@@ -102,7 +86,7 @@ _CANDLES = """
         low,
         close,
         samples,
-        bucket + $2 <= $6
+        bucket + $2 <= coalesce($6::timestamptz, now())
             and coalesce(bucket >= (select min(since) from schedule), false)
             and coalesce(present, 0) = (
                 select coalesce(sum(
@@ -112,7 +96,8 @@ _CANDLES = """
                 from schedule
                 where since < bucket + $2
                   and until > bucket
-            ) as complete
+            ) as complete,
+        case when bucket + $2 > coalesce($6, now()) then bucket + $2 end as expires_at
     from candle
     order by bucket
 """
@@ -121,20 +106,19 @@ _FROM_MINUTES = _CANDLES.format(table="candle_minutes", width=60)
 _FROM_HOURS = _CANDLES.format(table="candle_hours", width=3600)
 
 
-async def select_candles(
-    pool: Pool,
+def candles(
     ticker: str,
     interval: CandleInterval,
     from_dt: datetime,
     to_dt: datetime,
     limit: int,
-    now: datetime,
-) -> list[Candle]:
+    now: datetime | None = None,
+) -> Statement:
     """Oldest first: from the candle that `from_dt` falls in to the one that `to_dt` falls in, each of them whole.
 
-    Nothing is expected before the first schedule, so nothing can be said of it: a candle that begins earlier is never
-    complete.
+    A candle that begins before the first schedule is never complete, because nothing was expected then. `now` is
+    PostgreSQL's clock unless it is given.
     """
     length = LENGTHS[interval]
     sql = _FROM_MINUTES if length < timedelta(hours=1) else _FROM_HOURS
-    return [Candle(*row) for row in await fetch(pool, sql, ticker, length, from_dt, to_dt, limit, now)]
+    return Statement(sql, (ticker, length, from_dt, to_dt, limit, now), expires=True)

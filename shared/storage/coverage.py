@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from shared.storage.database import Pool, fetch, fetch_row
-from shared.storage.missed_slots import GapReason, MissingRun
+from shared.storage.database import Pool, Statement, fetch
+from shared.storage.missed_slots import MissingRun
 from shared.storage.missing_runs import MISSING_RUNS, SEGMENTS
 
 COVERAGE_DEADLINE_SECONDS = 5.0
@@ -25,17 +25,6 @@ class Coverage:
     expected: int
     present: int
     dropped: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Consecutive missing slots with one reason, from the first slot's beginning to the last one's end."""
-
-    from_dt: datetime
-    to_dt: datetime
-    missing: int
-    reason: GapReason
-    detail: str | None
 
 
 _COUNTED = (
@@ -74,28 +63,42 @@ _COUNTED = (
               and date_bin(step, start, 'epoch') = start
         ) as stored
     )
+    , total as (
+        select
+            coalesce(sum(round(extract(epoch from length) / extract(epoch from step))), 0)::bigint as expected,
+            coalesce(sum(present), 0)::bigint as present,
+            coalesce(sum(dropped), 0)::bigint as dropped
+        from counted
+    )
     select
-        coalesce(sum(round(extract(epoch from length) / extract(epoch from step))), 0)::bigint as expected,
-        coalesce(sum(present), 0)::bigint as present,
-        coalesce(sum(dropped), 0)::bigint as dropped
-    from counted
+        expected,
+        present,
+        dropped,
+        coalesce(present::float8 / nullif(expected, 0), 1) as ratio,
+        present = expected as complete,
+        -- The running slot counts when it has ended.
+        case
+            when $3 > coalesce($4, now()) then (
+                select min(date_bin(step, greatest(since, coalesce($4, now())), 'epoch') + step)
+                from schedule
+                where since < $3
+                  and until > coalesce($4, now())
+            )
+        end as expires_at
+    from total
 """
 )
 
 
-async def select_coverage(pool: Pool, ticker: str, from_dt: datetime, to_dt: datetime, now: datetime) -> Coverage:
-    """Count the ended slots in [from_dt, to_dt)."""
-    # A year of seconds may take its time; a storage that is away must not take as long to be found out.
-    await fetch(pool, "select")
-    row = await fetch_row(pool, _COUNTED, ticker, from_dt, to_dt, now, timeout=COVERAGE_DEADLINE_SECONDS)
-    assert row is not None  # noqa: S101  an aggregate always has one row
-    return Coverage(row["expected"], row["present"], row["dropped"])
+def coverage(ticker: str, from_dt: datetime, to_dt: datetime, now: datetime | None = None) -> Statement:
+    """Counts the ended slots in [from_dt, to_dt). `now` is PostgreSQL's clock unless it is given."""
+    return Statement(_COUNTED, (ticker, from_dt, to_dt, now), expires=True)
 
 
 async def select_coverages(
     pool: Pool, tickers: Sequence[str], from_dt: datetime, to_dt: datetime, now: datetime
 ) -> dict[str, Coverage]:
-    """As `select_coverage`, for several tickers and a short period."""
+    """As `coverage`, for several tickers and a short period."""
     sql = f"""
         select wanted.ticker, counted.*
         from unnest($1::text[]) as wanted (ticker)
@@ -105,9 +108,7 @@ async def select_coverages(
     return {row["ticker"]: Coverage(row["expected"], row["present"], row["dropped"]) for row in rows}
 
 
-async def select_gaps(
-    pool: Pool, ticker: str, from_dt: datetime, to_dt: datetime, now: datetime, limit: int
-) -> list[Gap]:
+def gaps(ticker: str, from_dt: datetime, to_dt: datetime, limit: int, now: datetime | None = None) -> Statement:
     """Oldest first, neighbouring runs with the same reason and detail merged."""
     sql = (
         MISSING_RUNS
@@ -136,8 +137,7 @@ async def select_gaps(
         limit $5
     """
     )
-    rows = await fetch(pool, sql, ticker, from_dt, to_dt, now, limit, timeout=COVERAGE_DEADLINE_SECONDS)
-    return [Gap(row["from_dt"], row["to_dt"], row["missing"], GapReason(row["reason"]), row["detail"]) for row in rows]
+    return Statement(sql, (ticker, from_dt, to_dt, now, limit))
 
 
 async def select_missing_runs(

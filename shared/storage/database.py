@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
 
 from shared.config.settings import Settings
-from shared.errors import StorageUnavailable, describe
+from shared.errors import ServiceError, StorageUnavailable, describe
 from shared.storage.failover import write_hosts
 from shared.storage.pool import Pool as Pool
 
@@ -49,6 +50,20 @@ _LOST = (
     ConnectionError,
 )
 "What has befallen a statement and need not befall it again on another connection."
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One SQL statement and its parameters, `$1` first.
+
+    `expires`: a row has a column `expires_at`, the instant at which passing time alone changes the answer, or null.
+    `refuse`: a row has a column `is_refused`; if that is true, the answer is the error that `refuse` makes of the row.
+    """
+
+    sql: str
+    parameters: tuple[object, ...]
+    expires: bool = False
+    refuse: Callable[[asyncpg.Record], ServiceError] | None = None
 
 
 def create_pool(

@@ -1,8 +1,8 @@
 """Missing slots in SQL, completed by `coverage.py`: segments of the grid, and the runs of slots missing in them."""
 
-# $1 ticker, $2 from, $3 to (exclusive), $4 now. One row per schedule that reaches into the period, with the first slot
-# asked about and the end of the last one: nothing is expected before the first schedule, and a slot that is still
-# running is not missing. What was dropped, and what was not, are segments of their own.
+# $1 ticker, $2 from, $3 to (exclusive), $4 now or null. One row for each schedule that reaches into the period: the
+# first slot in it and the end of the last one. Nothing is expected before the first schedule, and a running slot is not
+# missing. Dropped and kept prices are segments of their own.
 SEGMENTS = """
     with dropped as (
         select kept_from
@@ -19,7 +19,7 @@ SEGMENTS = """
         select
             step,
             greatest(since, $2::timestamptz) as lower,
-            least(until, $3::timestamptz, date_bin(step, $4::timestamptz, 'epoch')) as upper
+            least(until, $3::timestamptz, date_bin(step, coalesce($4::timestamptz, now()), 'epoch')) as upper
         from schedule
     ), rounded as (
         -- Both bounds rounded up to the grid; date_bin rounds towards the past.

@@ -7,7 +7,10 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from shared.storage.database import WRITE_SECONDS, Pool, columns, fetch, fetch_row, write
+import asyncpg
+
+from shared.errors import PriceStale
+from shared.storage.database import WRITE_SECONDS, Pool, Statement, columns, fetch, write
 from shared.telemetry.traces import span
 
 
@@ -30,20 +33,112 @@ class Price:
 
 
 # The enum travels as text: asyncpg would otherwise look its type up on every new connection.
+STALE_INTERVALS = 2
+"Without a new price for so many intervals, a ticker is stale."
+
 COLUMNS = "ticker, price, timestamp, observed_at, source::text as source, testnet"
 
 
-# The statements of the four reads, named because they are run as they are, or with their answer written as JSON.
+def latest_price(ticker: str, max_age_seconds: int | None = None) -> Statement:
+    """The newest price; with `max_age_seconds`, refused if it stands for an older instant."""
+    if max_age_seconds is None:
+        return Statement(f"{_LATEST_PRICE} limit 1", (ticker,))
+    sql = f"""
+        select
+            latest.*,
+            timestamp + make_interval(secs => $2) as expires_at,
+            now() - timestamp > make_interval(secs => $2) as is_refused,
+            extract(epoch from now() - timestamp)::bigint as age_seconds,
+            $2::integer as max_age_seconds
+        from ({_LATEST_PRICE} limit 1) as latest
+    """
+    return Statement(sql, (ticker, max_age_seconds), expires=True, refuse=_price_stale)
 
-LATEST_PRICE = f"""
+
+def latest_prices(tickers: Sequence[str]) -> Statement:
+    """The newest price of each ticker that has one, in the order of `tickers`."""
+    return Statement(_LATEST_PRICES, (list(tickers),))
+
+
+def price_history(ticker: str, before: datetime | None, limit: int) -> Statement:
+    """Newest first; `before` is exclusive."""
+    sql = f"""
+        select {COLUMNS}
+        from prices
+        where ticker = $1
+          and timestamp < coalesce($2, 'infinity'::timestamptz)
+        order by timestamp desc
+        limit $3
+    """
+    return Statement(sql, (ticker, before, limit))
+
+
+def prices_in_period(ticker: str, from_dt: datetime, to_dt: datetime, after: datetime | None, limit: int) -> Statement:
+    """Oldest first; both bounds inclusive, `after` exclusive."""
+    sql = f"""
+        select {COLUMNS}
+        from prices
+        where ticker = $1
+          and timestamp >= $2
+          and timestamp <= $3
+          and timestamp > coalesce($4, '-infinity'::timestamptz)
+        order by timestamp
+        limit $5
+    """
+    return Statement(sql, (ticker, from_dt, to_dt, after, limit))
+
+
+def tickers(names: Sequence[str], interval_seconds: int) -> Statement:
+    """One row for each ticker, in the order of `names`; `latest_…` is the newest price. Stale: two intervals old."""
+    sql = f"""
+        select
+            wanted.name,
+            $2::integer as interval_seconds,
+            latest.ticker as latest_ticker,
+            latest.price as latest_price,
+            latest.timestamp as latest_timestamp,
+            latest.observed_at as latest_observed_at,
+            latest.source as latest_source,
+            latest.testnet as latest_testnet,
+            extract(epoch from now() - latest.timestamp)::float8 as lag_seconds,
+            coalesce(now() - latest.timestamp > interval '{STALE_INTERVALS} s' * $2, true) as stale,
+            oldest.timestamp as first_timestamp,
+            dropped_prices.kept_from,
+            case
+                when now() - latest.timestamp <= interval '{STALE_INTERVALS} s' * $2
+                then latest.timestamp + interval '{STALE_INTERVALS} s' * $2
+            end as expires_at
+        from unnest($1::text[]) with ordinality as wanted (name, position)
+        left join dropped_prices on dropped_prices.ticker = wanted.name collate "C"
+        left join lateral (
+            select {COLUMNS}
+            from prices
+            where prices.ticker = wanted.name collate "C"
+            order by timestamp desc
+            limit 1
+        ) as latest on true
+        left join lateral (
+            -- Of the prices that are kept: skips the index entries of those that were dropped.
+            select timestamp
+            from prices
+            where prices.ticker = wanted.name collate "C"
+              and timestamp >= coalesce(dropped_prices.kept_from, '-infinity')
+            order by timestamp
+            limit 1
+        ) as oldest on true
+        order by wanted.position
+    """
+    return Statement(sql, (list(names), interval_seconds), expires=True)
+
+
+_LATEST_PRICE = f"""
     select {COLUMNS}
     from prices
     where ticker = $1
     order by timestamp desc
-    limit 1
 """
 
-LATEST_PRICES = f"""
+_LATEST_PRICES = f"""
     select latest.*
     from unnest($1::text[]) with ordinality as wanted (ticker, position)
     cross join lateral (
@@ -56,55 +151,14 @@ LATEST_PRICES = f"""
     order by wanted.position
 """
 
-PRICE_HISTORY = f"""
-    select {COLUMNS}
-    from prices
-    where ticker = $1
-      and timestamp < coalesce($2, 'infinity'::timestamptz)
-    order by timestamp desc
-    limit $3
-"""
 
-PRICES_IN_PERIOD = f"""
-    select {COLUMNS}
-    from prices
-    where ticker = $1
-      and timestamp >= $2
-      and timestamp <= $3
-      and timestamp > coalesce($4, '-infinity'::timestamptz)
-    order by timestamp
-    limit $5
-"""
-
-
-async def select_latest_price(pool: Pool, ticker: str) -> Price | None:
-    row = await fetch_row(pool, LATEST_PRICE, ticker)
-    return price_of(row) if row else None
+def _price_stale(row: asyncpg.Record) -> PriceStale:
+    ticker, age, max_age = row["ticker"], row["age_seconds"], row["max_age_seconds"]
+    return PriceStale(f"The newest price of {ticker} is {age} s old, not {max_age} s.")
 
 
 async def select_latest_prices(pool: Pool, tickers: Sequence[str]) -> list[Price]:
-    """The newest price of each ticker that has one, in the order of `tickers`."""
-    return [price_of(row) for row in await fetch(pool, LATEST_PRICES, list(tickers))]
-
-
-async def select_first_timestamps(pool: Pool, tickers: Sequence[str]) -> dict[str, datetime]:
-    """Of prices that are kept: the instant behind all that were dropped is where to look."""
-    sql = """
-        select oldest.ticker, oldest.timestamp
-        from unnest($1::text[]) as wanted (ticker)
-        cross join lateral (
-            select ticker, timestamp
-            from prices
-            where prices.ticker = wanted.ticker collate "C"
-              and timestamp >= coalesce(
-                  (select kept_from from dropped_prices where dropped_prices.ticker = wanted.ticker collate "C"),
-                  '-infinity'
-              )
-            order by timestamp
-            limit 1
-        ) as oldest
-    """
-    return {row["ticker"]: row["timestamp"] for row in await fetch(pool, sql, list(tickers))}
+    return [price_of(row) for row in await fetch(pool, _LATEST_PRICES, list(tickers))]
 
 
 async def select_observed_tickers(pool: Pool, tickers: Sequence[str], slot: datetime) -> set[str]:
@@ -117,18 +171,6 @@ async def select_observed_tickers(pool: Pool, tickers: Sequence[str], slot: date
           and source <> 'BACKFILLED'
     """
     return {row["ticker"] for row in await fetch(pool, sql, list(tickers), slot)}
-
-
-async def select_price_history(pool: Pool, ticker: str, before: datetime | None, limit: int) -> list[Price]:
-    """Newest first; `before` is exclusive."""
-    return [price_of(row) for row in await fetch(pool, PRICE_HISTORY, ticker, before, limit)]
-
-
-async def select_prices_in_period(
-    pool: Pool, ticker: str, from_dt: datetime, to_dt: datetime, after: datetime | None, limit: int
-) -> list[Price]:
-    """Oldest first; both bounds inclusive, `after` exclusive."""
-    return [price_of(row) for row in await fetch(pool, PRICES_IN_PERIOD, ticker, from_dt, to_dt, after, limit)]
 
 
 async def insert_prices(pool: Pool, prices: Iterable[Price], *, timeout: float = WRITE_SECONDS) -> list[Price]:

@@ -7,11 +7,11 @@ from statistics import median
 import asyncpg
 
 from shared.config.settings import load_settings
-from shared.storage.candles import CandleInterval, select_candles
+from shared.storage.candles import CandleInterval
 from shared.storage.database import Pool, create_pool
-from shared.storage.prices import select_latest_price, select_price_history, select_prices_in_period
 from tests.bench import data
 from tests.bench.data import LAST_MINUTE, TICKERS, fill
+from tests.reads import select_candles, select_latest_price, select_price_history, select_prices_in_period
 
 ROWS = (100_000, 10_000_000)
 BATCHES, REPEATS = 15, 20

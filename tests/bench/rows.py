@@ -27,15 +27,16 @@ from shared.errors import StorageUnavailable
 from shared.local.servers import start_postgres
 from shared.migrate import migrate
 from shared.storage import prices as statements
-from shared.storage.candles import CandleInterval, select_candles
-from shared.storage.coverage import select_coverage
+from shared.storage.candles import CandleInterval
 from shared.storage.database import Pool, create_pool
 from shared.storage.pool import Connection
 from shared.storage.prices import Price, PriceSource, insert_prices
 from shared.storage.retention import drop_oldest_prices
+from tests import reads
 from tests.bench.figures import create_database
 from tests.bench.machine import MIB, describe_cpu
 from tests.bench.report import as_markdown, as_text
+from tests.reads import select_candles, select_coverage
 
 FULL_ROWS = 100_000_000
 FILE = Path(__file__).parent / "ROWS.md"
@@ -119,14 +120,14 @@ class History:
             return lambda pool: select_coverage(pool, ticker, now - length, now, now)
 
         return {
-            "latestPrice": lambda pool: statements.select_latest_price(pool, ticker),
+            "latestPrice": lambda pool: reads.select_latest_price(pool, ticker),
             "latestPrices of 4": lambda pool: statements.select_latest_prices(pool, TICKERS),
-            "priceHistory 100": lambda pool: statements.select_price_history(pool, ticker, None, 100),
-            "priceHistory 100, half way back": lambda pool: statements.select_price_history(pool, ticker, middle, 100),
-            "pricesInPeriod 1000": lambda pool: statements.select_prices_in_period(
+            "priceHistory 100": lambda pool: reads.select_price_history(pool, ticker, None, 100),
+            "priceHistory 100, half way back": lambda pool: reads.select_price_history(pool, ticker, middle, 100),
+            "pricesInPeriod 1000": lambda pool: reads.select_prices_in_period(
                 pool, ticker, middle, middle + DAY, None, 1000
             ),
-            "firstTimestamp of 4": lambda pool: statements.select_first_timestamps(pool, TICKERS),
+            "firstTimestamp of 4": lambda pool: reads.select_first_timestamps(pool, TICKERS),
             "a day of minute candles": candles(CandleInterval.ONE_MINUTE, DAY),
             "a month of hourly candles": candles(CandleInterval.ONE_HOUR, 30 * DAY),
             "coverage of a day": coverage(DAY),
@@ -295,8 +296,8 @@ async def _planning(connection: Connection) -> dict[str, str]:
     await connection.execute("set plan_cache_mode = force_generic_plan")
     period = f"'{TICKERS[0]}', '{BEGIN}', '{BEGIN + DAY}', null, 1000"
     asked = [
-        ("latestPrice", statements.LATEST_PRICE, f"'{TICKERS[0]}'"),
-        ("pricesInPeriod", statements.PRICES_IN_PERIOD, period),
+        ("latestPrice", statements.latest_price(TICKERS[0]).sql, f"'{TICKERS[0]}'"),
+        ("pricesInPeriod", statements.prices_in_period(TICKERS[0], BEGIN, BEGIN + DAY, None, 1000).sql, period),
     ]
     found = {}
     for name, sql, arguments in asked:

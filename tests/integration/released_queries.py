@@ -23,22 +23,21 @@ from shared.local.servers import start_postgres, start_valkey
 from shared.migrate import migrate, read_migrations
 from shared.queue.client import open_redis
 from shared.queue.deferred import defer, store_oldest_deferred
-from shared.storage.candles import CandleInterval, select_candles
-from shared.storage.coverage import select_coverage, select_gaps, select_missing_runs
+from shared.storage.candles import CandleInterval
+from shared.storage.coverage import select_missing_runs
 from shared.storage.database import Pool, create_pool
 from shared.storage.missed_slots import GapReason, MissedSlot, insert_missed_slots, insert_unanswered
-from shared.storage.prices import (
-    Price,
-    PriceSource,
-    insert_prices,
+from shared.storage.prices import Price, PriceSource, insert_prices, select_latest_prices, select_observed_tickers
+from shared.storage.schedules import finish_first_fill, insert_schedules, select_first_fills
+from tests.reads import (
+    select_candles,
+    select_coverage,
     select_first_timestamps,
+    select_gaps,
     select_latest_price,
-    select_latest_prices,
-    select_observed_tickers,
     select_price_history,
     select_prices_in_period,
 )
-from shared.storage.schedules import finish_first_fill, insert_schedules, select_first_fills
 
 FILE = Path(__file__).with_suffix(".json")
 TICKERS = ["btc_usd", "eth_usd"]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from server.schema.context import Context
+from server.reads.context import Context
 from shared.config.settings import Settings, SettingsError, load_settings
 from tests.unit.replies import settings_for
 

@@ -81,6 +81,8 @@ FLOORS = {
         ("subscriptions",),
         ("metrics",),
         ("schema",),
+        ("reads",),
+        ("schema/scalars",),
         ("protection", "feeds", "standbys", "transport", "lru", "request_ids"),
     ),
     "worker": (

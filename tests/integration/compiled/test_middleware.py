@@ -1,7 +1,8 @@
-"""What PostgreSQL writes is what Strawberry would have said, to the letter."""
+"""The answer that PostgreSQL writes is the one that Strawberry gives."""
 
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -15,18 +16,27 @@ from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 from strawberry.http import process_result
 
-from server.compiled.middleware import PlannedExecution
+from server.compiled.middleware import CompiledExecution
 from server.http.endpoint import MAX_BODY_BYTES
 from server.protection.admission import Admission
-from server.schema.context import Context
+from server.reads.context import Context
+from server.schema.persisted_queries import PersistedQueries
 from server.schema.root import schema
 from shared.config.settings import Settings
 from shared.local.servers import free_port
 from shared.storage.database import create_pool, fetch
+from shared.storage.missed_slots import GapReason, MissedSlot, insert_missed_slots
 from shared.storage.prices import Price, PriceSource, insert_prices
+from shared.storage.schedules import insert_schedules
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
 FIELDS = ["ticker", "price", "timestamp", "observedAt", "source", "testnet", "__typename"]
+CANDLE_FIELDS = ["ticker", "start", "open", "high", "low", "close", "samples", "complete", "__typename"]
+COVERAGE_FIELDS = ["expected", "present", "dropped", "ratio", "complete", "__typename"]
+GAP_FIELDS = ["fromDt", "toDt", "missing", "reason", "detail", "__typename"]
+TICKER_FIELDS = ["name", "intervalSeconds", "stale", "firstTimestamp", "keptFrom", "__typename"]
+INTERVALS = ["ONE_MINUTE", "FIVE_MINUTES", "FIFTEEN_MINUTES", "ONE_HOUR", "FOUR_HOURS", "ONE_DAY"]
 DIGITS = ["91234.56", "2722.40", "0.00001583", "7", "2200", "0.0000000001", "123456789012345678.123456789012345678"]
 MICROSECONDS = [0, 1, 27885, 100000, 999999]
 FETCHED_ROWS = 12
@@ -39,10 +49,10 @@ class Api:
     context: Context
     is_passed_on: bool = False
     http: httpx.AsyncClient = field(init=False)
-    planned: PlannedExecution = field(init=False)
+    planned: CompiledExecution = field(init=False)
 
     def __post_init__(self) -> None:
-        self.planned = PlannedExecution(self.pass_on, schema)
+        self.planned = CompiledExecution(self.pass_on, schema, PersistedQueries())
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             context = self.context
@@ -62,15 +72,26 @@ class Api:
         await send({"type": "http.response.body", "body": b""})
 
     async def post(self, query: str, variables: object = None, operation_name: str | None = None) -> str | None:
-        """The planned answer, `None` where the request was passed on."""
+        """The compiled answer, `None` if the request was passed on."""
         self.is_passed_on = False
         body = {"query": query, "variables": variables, "operationName": operation_name}
         response = await self.http.post("/graphql", json=body)
         return None if self.is_passed_on else response.text
 
+    async def get(self, query: str, variables: object = None) -> str | None:
+        self.is_passed_on = False
+        given = {"query": query} | ({"variables": json.dumps(variables)} if variables else {})
+        response = await self.http.get("/graphql", params=given)
+        return None if self.is_passed_on else response.text
+
 
 def fresh(context: Context) -> Context:
     return Context(context.pool, context.redis, context.settings)
+
+
+def strict(answer: str) -> object:
+    """What the text means, with the order of its keys and the spelling of its floats."""
+    return json.loads(answer, object_pairs_hook=list, parse_float=str)
 
 
 async def plainly(context: Context, query: str, variables: Any = None, operation_name: str | None = None) -> str:
@@ -94,6 +115,15 @@ async def api(context: Context) -> AsyncIterator[Api]:
         for number in range(FETCHED_ROWS)
     ]
     await insert_prices(context.pool, prices)
+    await insert_schedules(context.pool, ["btc_usd", "eth_usd"], START + 2 * MINUTE, MINUTE)
+    reasons = ['a "quoted" text', "back\\slash, tab\t and line\nend", "snow \u2603 and \U0001f600", None]
+    await insert_missed_slots(
+        context.pool,
+        [
+            MissedSlot("btc_usd", START + number * 7 * MINUTE, GapReason.EXCHANGE_ERROR, detail)
+            for number, detail in enumerate(reasons, 2)
+        ],
+    )
     api = Api(context)
     async with api.http:
         yield api
@@ -136,75 +166,116 @@ def arguments(draw: st.DrawFn, variables: dict[str, tuple[str, Any]], values: di
 
 
 @st.composite
-def selections(draw: st.DrawFn, depth: int = 0) -> str:
+def selections(draw: st.DrawFn, kind: str = "Price", depth: int = 0) -> str:
+    fields = {"Price": FIELDS, "Candle": CANDLE_FIELDS, "Coverage": COVERAGE_FIELDS, "Ticker": TICKER_FIELDS}[kind]
     parts = []
-    for name in draw(st.lists(st.sampled_from(FIELDS), min_size=1, max_size=5)):
+    for name in draw(st.lists(st.sampled_from(fields), min_size=1, max_size=5)):
         alias = draw(st.sampled_from(["", "", "", f"as_{name}: "]))
-        directive = draw(st.sampled_from([""] * 40 + [" @include(if: true)", " @skip(if: true)"]))
-        parts.append(f"{alias}{name}{directive}")
+        parts.append(f"{alias}{name}{draw(directives)}")
     if depth < 2 and draw(st.integers(0, 3)) == 0:
-        condition = draw(st.sampled_from(["... on Price"] * 9 + ["...", "... on Query"]))
-        parts.append(f"{condition} {draw(selections(depth + 1))}")
-    if draw(st.integers(0, 3)) == 0:
+        condition = draw(st.sampled_from([f"... on {kind}"] * 9 + ["...", "... on Query"]))
+        parts.append(f"{condition}{draw(directives)} {draw(selections(kind, depth + 1))}")
+    if kind == "Price" and draw(st.integers(0, 3)) == 0:
         parts.append("...Named")
+    if kind == "Ticker" and draw(st.booleans()):
+        parts.append(f"latest {draw(selections('Price', 2))}")
+    if kind == "Coverage" and draw(st.booleans()):
+        names = draw(st.lists(st.sampled_from(GAP_FIELDS), min_size=1, max_size=4))
+        parts.append(f"gaps{draw(st.sampled_from(['', '(limit: 2)', '(limit: 0)']))} {{ {' '.join(names)} }}")
     return "{ " + " ".join(parts) + " }"
+
+
+directives = st.sampled_from(
+    [""] * 20 + [" @include(if: true)", " @skip(if: true)", " @include(if: $yes)", " @skip(if: $yes)"]
+)
+
+
+@st.composite
+def roots(draw: st.DrawFn, variables: dict[str, tuple[str, Any]]) -> str:
+    """One root field with its arguments and selections."""
+    ticker = {"ticker": ("String!", tickers)}
+    bounds = dict.fromkeys(("fromDt", "toDt"), ("DateTime!", instants))
+    limit = {"limit": ("Int!", limits)}
+
+    def field(name: str, values: dict[str, tuple[str, Any]], kind: str) -> str:
+        return f"{name}{draw(arguments(variables, values))}{draw(directives)} {draw(selections(kind))}"
+
+    match draw(st.sampled_from([*range(6)] * 4 + [6, 7, 8, 9])):
+        case 0:
+            ages = {"maxAgeSeconds": ("Int", st.sampled_from([10**9, 10**9, 5, -1]))}
+            return field("latestPrice", ticker | (ages if draw(st.booleans()) else {}), "Price")
+        case 1:
+            return field("latestPrices", {"tickers": ("[String!]", st.lists(tickers, max_size=3))}, "Price")
+        case 2:
+            return field("priceHistory", ticker | limit | {"before": ("DateTime", instants)}, "Price")
+        case 3:
+            return field("pricesInPeriod", ticker | bounds | {"after": ("DateTime", instants)}, "Price")
+        case 4:
+            interval = draw(st.sampled_from(INTERVALS))
+            written = draw(arguments(variables, ticker | bounds | limit)) or "()"
+            return f"candles(interval: {interval}, {written[1:]}{draw(directives)} {draw(selections('Candle'))}"
+        case 5:
+            return field("coverage", ticker | bounds, "Coverage")
+        case 6 | 7:
+            return f"tickers {draw(selections('Ticker'))}"
+        case 8:
+            return draw(
+                st.sampled_from(["__typename", "__schema { queryType { name } }", '__type(name: "Gap") { name }'])
+            )
+        case _:
+            return f'fetchJob(id: "{"0" * 32}") {{ id }}'
 
 
 @st.composite
 def documents(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     variables: dict[str, tuple[str, Any]] = {}
-    roots = []
+    written = []
     for number in range(draw(st.integers(1, 4))):
         alias = draw(st.sampled_from([f"r{number}: "] * 8 + ["", "same: "]))
-        match draw(
-            st.sampled_from(["latest", "latests", "history", "period"] * 6 + ["__typename", "__typename", "tickers"])
-        ):
-            case "latest":
-                written = draw(arguments(variables, {"ticker": ("String!", tickers)}))
-                roots.append(f"{alias}latestPrice{written} {draw(selections())}")
-            case "latests":
-                written = draw(arguments(variables, {"tickers": ("[String!]", st.lists(tickers, max_size=3))}))
-                roots.append(f"{alias}latestPrices{written} {draw(selections())}")
-            case "history":
-                pair = {"ticker": ("String!", tickers), "limit": ("Int!", limits), "before": ("DateTime", instants)}
-                roots.append(f"{alias}priceHistory{draw(arguments(variables, pair))} {draw(selections())}")
-            case "period":
-                bounds = dict.fromkeys(("fromDt", "toDt"), ("DateTime!", instants))
-                pair = {"ticker": ("String!", tickers), **bounds, "after": ("DateTime", instants)}
-                roots.append(f"{alias}pricesInPeriod{draw(arguments(variables, pair))} {draw(selections())}")
-            case "tickers":
-                roots.append(f"{alias}tickers {{ name intervalSeconds }}")
-            case _:
-                roots.append(f"{alias}__typename")
+        written.append(alias + draw(roots(variables)))
+    body = " ".join(written)
+    if "$yes" in body:
+        variables["yes"] = draw(st.sampled_from([("Boolean!", True), ("Boolean!", False), ("Boolean! = true", ...)]))
     declared = ", ".join(f"${name}: {kind}" for name, (kind, _) in variables.items())
     head = f"query Q({declared})" if declared else draw(st.sampled_from(["", "query Q"]))
-    body = " ".join(roots)
     named = "fragment Named on Price { price at: timestamp }" if "...Named" in body else ""
     return f"{head} {{ {body} }} {named}", {n: v for n, (_, v) in variables.items() if v is not ...}
 
 
-PLANNED = 0
+COMPILED: Counter[str] = Counter()
+NOTED = ("candles", "coverage", "gaps", "tickers", "latest ", "maxAge", "@include", "@skip", "$yes", "fetchJob")
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(document=documents())
-async def test_the_planned_answer_is_strawberrys(api: Api, document: tuple[str, dict[str, Any]]) -> None:
-    global PLANNED
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(document=documents(), is_get=st.booleans())
+async def test_the_compiled_answer_is_strawberrys(api: Api, document: tuple[str, dict[str, Any]], is_get: bool) -> None:
     query, variables = document
-    answer = await api.post(query, variables)
+    answer = await (api.get if is_get else api.post)(query, variables)
     if answer is not None:
-        PLANNED += 1
-        assert answer == await plainly(api.context, query, variables)
+        COMPILED["documents"] += 1
+        COMPILED.update(
+            name for name in ("candles", "coverage", "gaps", "tickers", "latest ", "maxAge") if name in query
+        )
+        COMPILED.update(name for name in ("@include", "@skip", "__schema", "fetchJob", "$yes") if name in query)
+        assert strict(answer) == strict(await plainly(api.context, query, variables))
 
 
-def test_a_good_part_of_the_generated_documents_was_planned() -> None:
-    assert PLANNED > 100, PLANNED
+def test_a_good_part_of_the_generated_documents_was_compiled() -> None:
+    assert COMPILED["documents"] > 100, COMPILED
+    assert {name for name in NOTED if not COMPILED[name]} == set(), COMPILED
 
 
 @pytest.mark.parametrize(
     "query",
     [
         '{ latestPrice(ticker: "btc_usd") { price timestamp } }',
+        '{ latestPrice(ticker: "btc_usd", maxAgeSeconds: 1000000000) { price } }',
+        '{ latestPrice(ticker: "btc_usd") @include(if: true) { price } }',
+        '{ tickers { name stale latest { price timestamp } firstTimestamp } fetchJob(id: "x") { id } __typename }',
+        '{ candles(ticker: "btc_usd", interval: FIVE_MINUTES, fromDt: "2026-03-01T00:00:00Z", '
+        'toDt: "2026-03-01T00:09:00Z") { start open high low close samples complete } __schema { __typename } }',
+        '{ coverage(ticker: "btc_usd", fromDt: "2026-03-01T00:00:00Z", toDt: "2026-03-01T01:00:00Z") '
+        "{ expected present ratio gaps(limit: 9) { fromDt toDt missing reason detail } complete } }",
         '{ latestPrice(ticker: "eth_usd") { ...{ a: price } ...F } } fragment F on Price { __typename b: price }',
         "{ __typename latestPrices { ticker price observedAt testnet source timestamp __typename } }",
         'query ($n: Int! = 3) { priceHistory(ticker: "btc_usd", limit: $n) { price } priceHistory(ticker: "btc_usd", '
@@ -213,18 +284,18 @@ def test_a_good_part_of_the_generated_documents_was_planned() -> None:
         'b: pricesInPeriod(ticker: "eth_usd", fromDt: "2031-03-01T00:00:00Z", toDt: "2031-03-02T00:00:00Z") {price} }',
     ],
 )
-async def test_ordinary_documents_are_planned(api: Api, query: str) -> None:
-    answer = await api.post(query)
-    assert answer is not None
-    assert answer == await plainly(api.context, query)
+async def test_ordinary_documents_are_compiled(api: Api, query: str) -> None:
+    for answer in (await api.post(query), await api.get(query)):
+        assert answer is not None
+        assert strict(answer) == strict(await plainly(api.context, query))
 
 
 @pytest.mark.parametrize(
     "query",
     [
         '{ latestPrice(ticker: "btc_usd", maxAgeSeconds: 5) { price } }',
-        '{ latestPrice(ticker: "btc_usd") @include(if: true) { price } }',
-        "{ tickers { name } }",
+        '{ latestPrice(ticker: "btc_usd", maxAgeSeconds: -1) { price } }',
+        '{ fetchJob(id: "x") { id } }',
         "{ __typename }",
         "{ __schema { queryType { name } } }",
         "mutation { fetchPrices { id } }",
@@ -270,12 +341,12 @@ async def test_a_fault_of_ours_is_passed_on_to_be_masked(api: Api) -> None:
 
 
 async def test_what_is_too_long_for_a_document_is_not_remembered(api: Api) -> None:
-    planner = api.planned._planner
-    before = len(planner.plan)
+    compiler = api.planned._compiler
+    before = len(compiler.plans)
     for number in range(3):
         assert await api.post("{ latestPrices { price } }" + " " * (20_001 + number)) is None
         assert await api.post("query A { latestPrices { price } }", None, "A" * (20_001 + number)) is None
-    assert len(planner.plan) == before
+    assert len(compiler.plans) == before
 
 
 async def test_fragments_that_multiply_cost_nothing(api: Api) -> None:

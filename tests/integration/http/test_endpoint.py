@@ -13,7 +13,7 @@ from strawberry.schema.config import StrawberryConfig
 
 from server.http.endpoint import GraphQLView
 from server.protection.admission import Admission
-from server.schema.context import Context
+from server.reads.context import Context
 from server.schema.root import Query, Schema, schema
 from server.schema.scalars import SCALARS
 from shared.config.settings import Settings
@@ -273,7 +273,7 @@ async def test_the_methods_are_told(api: Api) -> None:
 async def test_a_cache_is_told_what_the_answer_depends_on(api: Api) -> None:
     for params in ({"query": QUERY}, {"query": "{"}, {}):
         response = await api.send("GET", "/graphql", params=params, headers={"accept": "application/json"})
-        assert response.headers["vary"] == "Accept"
+        assert response.headers["vary"] == "Accept, Accept-Encoding"
 
 
 def events(response: httpx.Response) -> list[tuple[str, str]]:

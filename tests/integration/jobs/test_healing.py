@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from shared.grid import slot_of
-from shared.storage.coverage import Coverage, select_coverage, select_gaps
+from shared.storage.coverage import Coverage
 from shared.storage.database import fetch
 from shared.storage.missed_slots import GapReason, MissedSlot, insert_missed_slots
-from shared.storage.prices import Price, PriceSource, insert_prices, select_first_timestamps
+from shared.storage.prices import Price, PriceSource, insert_prices
 from tests.integration.examples import (
     MINUTE,
     example_price,
@@ -21,6 +21,7 @@ from tests.integration.examples import (
     select_all_prices,
     select_unanswered,
 )
+from tests.reads import select_coverage, select_first_timestamps, select_gaps
 from worker.context import Worker
 from worker.jobs.healing import heal_gaps
 from worker.simulator.app import Simulator, chart_price

@@ -11,10 +11,11 @@ import pytest
 
 from shared.config.settings import Settings
 from shared.migrate import DIRECTORY, migrate, read_migrations
-from shared.storage.candles import CandleInterval, select_candles
+from shared.storage.candles import CandleInterval
 from shared.storage.database import Pool, create_pool, fetch
 from shared.storage.prices import insert_prices
 from tests.integration.examples import MINUTE, NOON, example_price
+from tests.reads import select_candles
 
 OPTIONAL = DIRECTORY / "optional"
 CITUS, TIMESCALEDB = (OPTIONAL / f"{name}.sql" for name in ("citus", "timescaledb"))

@@ -10,7 +10,7 @@ import strawberry
 from strawberry.schema.config import StrawberryConfig
 
 from server.protection.request_budget import FIELDS_AT_ONCE, Allowance
-from server.schema.context import Context, Info
+from server.reads.context import Context, Info
 from server.schema.root import Schema, schema
 from server.schema.scalars import SCALARS
 from shared.config.settings import Settings

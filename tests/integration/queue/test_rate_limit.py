@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from arq.connections import ArqRedis
 
-from server.schema.context import Context
+from server.reads.context import Context
 from server.schema.root import schema
 from shared.config.settings import Settings
 from shared.errors import RateLimited

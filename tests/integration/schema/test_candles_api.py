@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from server.schema.context import Context
+from server.reads.context import Context
 from server.schema.root import schema
 from shared.grid import slot_of
 from shared.storage.prices import PriceSource, insert_prices

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from arq.connections import ArqRedis
 
-from server.schema.context import MAX_ROWS, MAX_VALUES
+from server.reads.context import MAX_ROWS, MAX_VALUES
 from server.schema.documents import MAX_ALIASES, MAX_DEPTH, MAX_FIELDS, MAX_LENGTH, MAX_NAME_LENGTH, MAX_TOKENS
 from shared.config.settings import Settings
 from shared.storage.database import Pool

@@ -14,10 +14,11 @@ import pytest
 from shared.config.settings import Settings
 from shared.grid import EPOCH, slot_of
 from shared.migrate import migrate, read_migrations
-from shared.storage.candles import LENGTHS, Candle, CandleInterval, select_candles
+from shared.storage.candles import LENGTHS, CandleInterval
 from shared.storage.database import Pool, create_pool, fetch
 from shared.storage.prices import Price, PriceSource, insert_prices
 from tests.integration.examples import MINUTE, NOON, example_price, insert_schedule_rows, select_all_prices
+from tests.reads import Candle, select_candles
 
 TICKERS = ("btc_usd", "eth_usd")
 SECOND = timedelta(seconds=1)

@@ -8,12 +8,13 @@ from datetime import datetime, timedelta
 import pytest
 
 from shared.grid import slot_of
-from shared.storage.coverage import Coverage, Gap, select_coverage, select_gaps, select_missing_runs
+from shared.storage.coverage import Coverage, select_missing_runs
 from shared.storage.database import Pool, fetch
 from shared.storage.missed_slots import GapReason, MissedSlot, MissingRun, insert_missed_slots, insert_unanswered
 from shared.storage.prices import Price, PriceSource, insert_prices
 from shared.storage.schedules import insert_schedules
 from tests.integration.examples import MINUTE, NOON, example_price, insert_schedule_rows
+from tests.reads import Gap, select_coverage, select_gaps
 
 TICKER = "btc_usd"
 SECOND = timedelta(seconds=1)

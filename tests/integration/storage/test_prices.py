@@ -10,19 +10,9 @@ import asyncpg
 import pytest
 
 from shared.storage.database import Pool, fetch
-from shared.storage.prices import (
-    Price,
-    PriceSource,
-    dump_price,
-    insert_prices,
-    load_price,
-    select_first_timestamps,
-    select_latest_price,
-    select_latest_prices,
-    select_price_history,
-    select_prices_in_period,
-)
+from shared.storage.prices import Price, PriceSource, dump_price, insert_prices, load_price, select_latest_prices
 from tests.integration.examples import MINUTE, NOON, example_price, select_all_prices
+from tests.reads import select_first_timestamps, select_latest_price, select_price_history, select_prices_in_period
 
 PRICES = [example_price(NOON + MINUTE * n, f"{91000 + n}.5") for n in range(5)]
 OTHER = example_price(NOON + MINUTE * 9, "3210.1234", ticker="eth_usd")

@@ -16,15 +16,16 @@ from shared.config.settings import Settings
 from shared.errors import StorageUnavailable
 from shared.grid import slot_of
 from shared.queue.deferred import defer, store_oldest_deferred
-from shared.storage.candles import Candle, CandleInterval, select_candles
-from shared.storage.coverage import Coverage, Gap, select_coverage, select_gaps, select_missing_runs
+from shared.storage.candles import CandleInterval
+from shared.storage.coverage import Coverage, select_missing_runs
 from shared.storage.database import Pool, fetch
 from shared.storage.missed_slots import GapReason, MissedSlot, MissingRun, insert_missed_slots
-from shared.storage.prices import Price, PriceSource, insert_prices, select_first_timestamps
+from shared.storage.prices import Price, PriceSource, insert_prices
 from shared.storage.retention import drop_oldest_prices, move_kept_from, select_kept_from, select_to_drop
 from tests.integration.conftest import Api
 from tests.integration.examples import MINUTE, NOON, example_price, insert_schedule_rows, select_all_prices
 from tests.integration.storage.test_candles import FROM, SECOND, TICKERS, TO, Schedules, change, random_prices, recount
+from tests.reads import Candle, Gap, select_candles, select_coverage, select_first_timestamps, select_gaps
 from worker.context import Worker
 from worker.jobs import retention
 from worker.jobs.healing import heal_gaps

@@ -26,8 +26,8 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from server.reads.context import Context
 from server.request_ids import remember_request
-from server.schema.context import Context
 from server.schema.root import schema
 from shared.config.settings import Settings
 from shared.local.checks import until_listening

@@ -8,7 +8,7 @@ import pytest
 
 from server.feeds.price_feed import PriceFeed
 from server.protection.admission import Admission
-from server.schema.context import Context
+from server.reads.context import Context
 from server.schema.root import schema
 from server.subscriptions.operations import MAX_SHARED_CHARACTERS, Streams
 from shared.config.settings import Settings, load_settings

@@ -55,7 +55,9 @@ def test_prometheus_can_read_what_the_dashboard_draws(tmp_path: Path) -> None:
 
 
 def test_every_alert_says_how_bad_it_is_and_is_tried() -> None:
-    tried = yaml.safe_load((ROOT / "tests" / "unit" / "operations" / "alerts.yaml").read_text(encoding="utf-8"))["tests"]
+    tried = yaml.safe_load((ROOT / "tests" / "unit" / "operations" / "alerts.yaml").read_text(encoding="utf-8"))[
+        "tests"
+    ]
     fired = {rule["alertname"] for test in tried for rule in test["alert_rule_test"] if rule["exp_alerts"]}
     silent = {rule["alertname"] for test in tried for rule in test["alert_rule_test"] if not rule["exp_alerts"]}
     names = [rule["alert"] for rule in RULES]

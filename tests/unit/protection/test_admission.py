@@ -17,7 +17,7 @@ from server.protection.admission import (
     QUEUE_SECONDS,
     Admission,
 )
-from server.schema.context import Context
+from server.reads.context import Context
 from server.schema.root import schema
 from server.subscriptions.operations import Refused, Streams
 from shared.errors import RateLimited

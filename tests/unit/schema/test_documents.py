@@ -7,7 +7,7 @@ from graphql import GraphQLSyntaxError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.schema.context import Context
+from server.reads.context import Context
 from server.schema.documents import (
     MAX_ALIASES,
     MAX_DEPTH,

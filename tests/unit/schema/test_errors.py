@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from graphql import GraphQLError, GraphQLSyntaxError, Source
 
-from server.schema.context import Context
+from server.reads.context import Context
 from server.schema.errors import public_error
 from server.schema.root import schema
 from shared import errors
@@ -185,6 +185,7 @@ def test_every_service_error_has_a_code_of_its_own() -> None:
         "UNKNOWN_TICKER",
         "PRICE_STALE",
         "QUERY_TOO_COMPLEX",
+        "PERSISTED_QUERY_NOT_FOUND",
         "UNAUTHENTICATED",
         "RATE_LIMITED",
         "STORAGE_UNAVAILABLE",

@@ -9,7 +9,6 @@ from arq.connections import ArqRedis
 from server.feeds.background import Feeds
 from server.protection.auth import UNKNOWN_CLIENT
 from server.protection.request_budget import Allowance
-from server.schema.documents import weigh
 from shared.config.settings import Settings
 from shared.errors import BadUserInput, QueryTooComplex, Unauthenticated, UnknownTicker
 from shared.storage.database import Pool
@@ -85,9 +84,3 @@ class Context:
 
 
 Info = strawberry.Info[Context, None]
-
-
-def selected(info: Info) -> int:
-    """How many fields of a row are asked for, those that several fragments repeat counted again."""
-    raw = info._raw_info
-    return sum(weigh(node.selection_set, raw.fragments).fields for node in raw.field_nodes if node.selection_set)

@@ -1,0 +1,96 @@
+"""What the compiler makes of a document: the fields with their statements, and how a request's variables reach them."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from graphql import FieldNode, GraphQLField, OperationDefinitionNode, get_argument_values
+from graphql.execution.values import VariableValues
+
+from server.compiled.json_sql import Member, write_answer
+from server.compiled.rest import Rest
+from server.compiled.variables import Readers
+from server.reads.context import Context
+from server.reads.fields import ReadField
+from shared.storage.database import Statement
+
+
+class FallBackToStrawberry(Exception):
+    """This request cannot be compiled; Strawberry answers it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A selected field that has a statement, and how its arguments follow from the request's variables."""
+
+    read: ReadField
+    node: FieldNode
+    definition: GraphQLField
+    width: int
+    constants: Mapping[str, Any]
+    variables: tuple[tuple[str, str], ...] | None
+    "The other arguments with their variables; `None` if graphql-core has to put the arguments together."
+
+    def plain_arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {**self.constants, **{name: values[variable] for name, variable in self.variables or ()}}
+
+    def coerced_arguments(self, variables: VariableValues | None) -> dict[str, Any]:
+        values = get_argument_values(self.definition, self.node, variables)
+        return {snake_case(name): value for name, value in values.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    member: Member
+    calls: tuple[Call, ...]
+    "The root field's, then those nested in it."
+    nodes: tuple[FieldNode, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    operation: OperationDefinitionNode
+    members: tuple[Root | str, ...]
+    "In the order of the answer; a text is a constant member."
+    rest: Rest | None
+    readers: Readers | None
+    "For variables that need no coercion; `None` if they need it."
+    data_if_unavailable: dict[str, str | None]
+    label: str
+    "What metrics call the operation."
+    answers: dict[tuple[str, ...], str] = field(default_factory=dict)
+    "The composed statement, by the SQL of the fields' statements, of which there are few."
+
+    @property
+    def roots(self) -> Iterator[Root]:
+        return (member for member in self.members if isinstance(member, Root))
+
+    def compose(self, statements: Sequence[Statement]) -> str:
+        key = tuple(statement.sql for statement in statements)
+        sql = self.answers.get(key)
+        if sql is None:
+            members = [member.member if isinstance(member, Root) else member for member in self.members]
+            sql = self.answers[key] = write_answer(members, statements, is_whole=self.rest is None)
+        return sql
+
+
+def statements_of(
+    root: Root, context: Context, values: Mapping[str, Any] | VariableValues | None
+) -> Iterator[Statement]:
+    """The root field's statement, then those nested in it. Raises the errors that its resolvers would raise."""
+    parent: tuple[Statement, ...] = ()
+    for call in root.calls:
+        if values is None or isinstance(values, VariableValues):
+            arguments = call.coerced_arguments(values)
+        else:
+            arguments = call.plain_arguments(values)
+        statement = call.read.statement(context, arguments, call.width, *parent)
+        parent = parent or (statement,)
+        yield statement
+
+
+@lru_cache(maxsize=64)
+def snake_case(name: str) -> str:
+    return re.sub("[A-Z]", lambda match: "_" + match[0].lower(), name)

@@ -1,0 +1,98 @@
+"""`read_field`: declares a query field once, as a function from its arguments to a statement.
+
+    @read_field(Price | None, description="The newest price.")
+    def latest_price(context: Context, ticker: Ticker) -> Statement: ...
+
+The decorator makes the Strawberry field, whose resolver runs the statement and reads its rows. `server/compiled` finds
+the same declaration in the field's metadata and lets PostgreSQL write the answer. Both call `ReadField.statement`, so
+both refuse the same arguments.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin
+
+import strawberry
+
+from server.reads.columns import READ, read_row
+from server.reads.context import Context, Info
+from server.reads.selections import weigh
+from shared.storage.database import Pool, Statement, fetch
+
+PARENT: Any = strawberry.Parent[object]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadField:
+    build: Callable[..., Statement]
+    row_type: type
+    "The Strawberry type of a row."
+    is_list: bool
+    is_limited: bool
+    "Has an argument `limit`, which counts towards the rows that one request may ask for."
+    is_nested: bool
+    "Takes the parent's statement after the context."
+    skip_if: str | None
+    "Of a nested list: SQL over the parent's row. If it is true, the list is empty and the statement does not run."
+
+    def statement(self, context: Context, arguments: Mapping[str, Any], width: int, *parent: Statement) -> Statement:
+        """`width`: how many fields of a row are selected. Raises the error that the field answers for bad arguments."""
+        statement = self.build(context, *parent, **arguments)
+        if self.is_limited:
+            context.rows(arguments["limit"], width)
+        return statement
+
+
+def read_field(
+    returns: Any, *, description: str, skip_if: str | None = None
+) -> Callable[[Callable[..., Statement]], Any]:
+    """`returns`: `Type | None`, `list[Type] | None` or `list[Type]`. All parameters after the context are arguments,
+    except a parent's statement. The parent of a nested field keeps its statement as `statement`.
+    """
+    found = returns if get_origin(returns) is list else get_args(returns)[0]
+    is_list = get_origin(found) is list
+
+    def declare(build: Callable[..., Statement]) -> Any:
+        _, *parameters = inspect.signature(build).parameters.values()
+        is_nested = parameters[:1] != [] and parameters[0].annotation is Statement
+        arguments = parameters[is_nested:]
+        is_limited = any(parameter.name == "limit" for parameter in arguments)
+        read = ReadField(build, get_args(found)[0] if is_list else found, is_list, is_limited, is_nested, skip_if)
+
+        async def resolve(info: Info, root: Any = None, **given: Any) -> Any:
+            parent = (root.statement,) if is_nested else ()
+            statement = read.statement(info.context, given, _width(info), *parent)
+            return await _run(info.context.pool, read, statement)
+
+        shown = [inspect.Parameter("info", inspect.Parameter.KEYWORD_ONLY, annotation=Info)]
+        if is_nested:
+            shown.append(inspect.Parameter("root", inspect.Parameter.KEYWORD_ONLY, annotation=PARENT))
+        shown += [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in arguments]
+        resolve.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        resolve.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+        resolve.__module__, resolve.__name__ = build.__module__, build.__name__
+        return strawberry.field(resolver=resolve, graphql_type=returns, description=description, metadata={READ: read})
+
+    return declare
+
+
+async def _run(pool: Pool, read: ReadField, statement: Statement) -> Any:
+    rows = await read_rows(pool, read.row_type, statement)
+    return rows if read.is_list else rows[0] if rows else None
+
+
+async def read_rows(pool: Pool, cls: type, statement: Statement) -> list[Any]:
+    """Objects of the Strawberry type `cls`. Raises what the statement refuses with, and `StorageUnavailable`."""
+    objects = []
+    for row in await fetch(pool, statement.sql, *statement.parameters):
+        if statement.refuse is not None and row["is_refused"]:
+            raise statement.refuse(row)
+        objects.append(read_row(cls, row, statement))
+    return objects
+
+
+def _width(info: Info) -> int:
+    """How many fields of a row are selected. A field that several fragments repeat counts again."""
+    raw = info._raw_info
+    return sum(weigh(node.selection_set, raw.fragments).fields for node in raw.field_nodes if node.selection_set)
