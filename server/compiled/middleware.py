@@ -183,10 +183,10 @@ class CompiledExecution:
         plan = self._compiler.plan_for(document, operation_name or None, variables)
         statements = self._compiler.statements(plan, context, variables)
         parameters = [value for statement in statements for value in statement.parameters]
-        sql = plan.compose(statements)
-        identity = f"{sql}{parameters}".encode(errors="surrogatepass")
+        composed = plan.compose(statements)
+        identity = composed.digest + repr(parameters).encode(errors="surrogatepass")
         persisted = (query, extensions) if query and extensions and "persistedQuery" in extensions else None
-        return Request(plan, SingleFlight(sql, parameters), identity, variables, persisted)
+        return Request(plan, SingleFlight(composed.sql, parameters), identity, variables, persisted)
 
     async def _send_busy(self, scope: Scope, send: Send, asked: Asked) -> None:
         self._metrics.ended(REFUSED, RateLimited.code)

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from hashlib import blake2b
+from typing import Any, NamedTuple
 
 from graphql import FieldNode, GraphQLField, OperationDefinitionNode, get_argument_values
 from graphql.execution.values import VariableValues
@@ -49,6 +50,13 @@ class Root:
     nodes: tuple[FieldNode, ...]
 
 
+class Composed(NamedTuple):
+    """The statement that writes the whole answer."""
+
+    sql: str
+    digest: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     operation: OperationDefinitionNode
@@ -60,20 +68,21 @@ class Plan:
     data_if_unavailable: dict[str, str | None]
     label: str
     "What metrics call the operation."
-    answers: dict[tuple[str, ...], str] = field(default_factory=dict)
-    "The composed statement, by the SQL of the fields' statements, of which there are few."
+    composed: dict[tuple[str, ...], Composed] = field(default_factory=dict)
+    "By the SQL of the fields' statements, of which there are few."
 
     @property
     def roots(self) -> Iterator[Root]:
         return (member for member in self.members if isinstance(member, Root))
 
-    def compose(self, statements: Sequence[Statement]) -> str:
+    def compose(self, statements: Sequence[Statement]) -> Composed:
         key = tuple(statement.sql for statement in statements)
-        sql = self.answers.get(key)
-        if sql is None:
+        composed = self.composed.get(key)
+        if composed is None:
             members = [member.member if isinstance(member, Root) else member for member in self.members]
-            sql = self.answers[key] = write_answer(members, statements, is_whole=self.rest is None)
-        return sql
+            sql = write_answer(members, statements, is_whole=self.rest is None)
+            composed = self.composed[key] = Composed(sql, blake2b(sql.encode(), digest_size=16).digest())
+        return composed
 
 
 def statements_of(

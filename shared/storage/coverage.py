@@ -90,6 +90,35 @@ _COUNTED = (
 )
 
 
+_GAPS = (
+    MISSING_RUNS
+    + """
+    , marked as (
+        select
+            *,
+            lag(after) over series is distinct from first
+                or lag(reason) over series is distinct from reason
+                or lag(detail) over series is distinct from detail as starts
+        from run
+        window series as (order by first)
+    ), grouped as (
+        select *, count(*) filter (where starts) over (order by first) as number
+        from marked
+    )
+    select
+        min(first) as from_dt,
+        max(after) as to_dt,
+        sum(round(extract(epoch from after - first) / extract(epoch from step)))::bigint as missing,
+        min(reason)::text as reason,
+        min(detail) as detail
+    from grouped
+    group by number
+    order by number
+    limit $5
+"""
+)
+
+
 def coverage(ticker: str, from_dt: datetime, to_dt: datetime, now: datetime | None = None) -> Statement:
     """Counts the ended slots in [from_dt, to_dt). `now` is PostgreSQL's clock unless it is given."""
     return Statement(_COUNTED, (ticker, from_dt, to_dt, now), expires=True)
@@ -110,34 +139,7 @@ async def select_coverages(
 
 def gaps(ticker: str, from_dt: datetime, to_dt: datetime, limit: int, now: datetime | None = None) -> Statement:
     """Oldest first, neighbouring runs with the same reason and detail merged."""
-    sql = (
-        MISSING_RUNS
-        + """
-        , marked as (
-            select
-                *,
-                lag(after) over series is distinct from first
-                    or lag(reason) over series is distinct from reason
-                    or lag(detail) over series is distinct from detail as starts
-            from run
-            window series as (order by first)
-        ), grouped as (
-            select *, count(*) filter (where starts) over (order by first) as number
-            from marked
-        )
-        select
-            min(first) as from_dt,
-            max(after) as to_dt,
-            sum(round(extract(epoch from after - first) / extract(epoch from step)))::bigint as missing,
-            min(reason)::text as reason,
-            min(detail) as detail
-        from grouped
-        group by number
-        order by number
-        limit $5
-    """
-    )
-    return Statement(sql, (ticker, from_dt, to_dt, now, limit))
+    return Statement(_GAPS, (ticker, from_dt, to_dt, now, limit))
 
 
 async def select_missing_runs(
