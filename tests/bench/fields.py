@@ -1,7 +1,7 @@
 """`python -m tests.bench.fields`: what each query field costs the API, as a multiple of POST `latestPrice`.
 
-CPU time of the server's process for each request, by the operating system's accounting. "New" means that no two requests
-of a row are alike; "again" means that they all are, while nothing is stored.
+CPU time of the server's process for each request, by the operating system's accounting. "New" means that no two
+requests of a row are alike; "again" means that they all are, while nothing is stored.
 """
 
 import asyncio
@@ -102,8 +102,8 @@ def _request(method: str, build: Build, number: int) -> bytes:
         path = "/graphql?" + urlencode({"query": query, "variables": json.dumps(variables)})
         return f"GET {path} HTTP/1.1\r\nhost: bench\r\naccept: application/json\r\n\r\n".encode()
     body = json.dumps({"query": query, "variables": variables}).encode()
-    head = f"POST /graphql HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+    head = f"POST /graphql HTTP/1.1\r\nhost: bench\r\ncontent-length: {len(body)}\r\n"
+    return head.encode() + b"content-type: application/json\r\n\r\n" + body
 
 
 async def _ask(port: int, requests: list[bytes]) -> None:
