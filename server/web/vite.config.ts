@@ -5,7 +5,7 @@ import { defineConfig, type Plugin } from "vite";
 
 const MIN_BYTES = 1024;
 
-/** A `.gz` beside each asset that it makes smaller, so that the server compresses nothing while it answers. */
+/** Writes a `.gz` beside each asset that shrinks by a tenth, so that the server need not compress while it answers. */
 function compressed(): Plugin {
   let assets = "";
   return {
@@ -33,7 +33,7 @@ export default defineConfig({
     outDir: "../static",
     emptyOutDir: true,
     target: "es2022",
-    // A data: URL would need room in the Content-Security-Policy.
+    // The Content-Security-Policy allows no data: URLs.
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
     reportCompressedSize: false,
@@ -41,7 +41,7 @@ export default defineConfig({
     rolldownOptions: {
       // The dashboard at `/`, and GraphiQL at `/graphql` in a browser.
       input: { dashboard: "index.html", graphiql: "graphiql.html" },
-      // "use client" is for servers that render React; here it is dropped.
+      // "use client" matters only to servers that render React, so its warning is noise.
       onLog: (level, log, handle) => {
         if (log.code !== "MODULE_LEVEL_DIRECTIVE") handle(level, log);
       },

@@ -1,4 +1,4 @@
-"""Chromium, and the demo's stack with its pages, for what a person sees. A test meets no host but that stack."""
+"""Chromium and the stack of `make demo`. A test fails if a page sends a request to another host."""
 
 import asyncio
 import shutil
@@ -17,7 +17,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.fixture(scope="session")
 def built() -> None:
-    """The pages as their sources are now, made if need be, once for all workers of the run."""
+    """Build the pages if their sources have changed, once for all workers of the run."""
     reason = build(SERVER)
     if reason is not None:
         pytest.skip(f"the pages cannot be built: {reason}")
@@ -28,7 +28,7 @@ async def browser() -> AsyncIterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("there is no Chromium")
     async with async_playwright() as playwright:
-        # Its sandbox does not start as root, and the only pages here are ours.
+        # The sandbox does not start as root, and the tests open only our own pages.
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         await browser.close()
@@ -45,7 +45,7 @@ async def demo(built: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIt
 
 
 class Visitor:
-    """One person's browser: own storage, own cookies. `problems` is what they would find in the console."""
+    """A browser with its own storage and cookies. `problems` lists the errors and warnings of its console."""
 
     def __init__(self, context: BrowserContext, url: str) -> None:
         self.context = context
@@ -62,7 +62,7 @@ class Visitor:
         return page
 
     def _note(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):  # what the Content-Security-Policy refuses is an error too
+        if message.type in ("error", "warning"):  # includes violations of the Content-Security-Policy
             self.problems.append(f"{message.type}: {message.text}")
 
     async def limit_to_the_server(self, route: Route) -> None:
@@ -84,7 +84,7 @@ async def visit(browser: Browser, url: str, color_scheme: str = "light") -> Visi
 
 @pytest.fixture
 async def visitor(browser: Browser, demo: Demo) -> AsyncIterator[Visitor]:
-    """Someone who has never been here. A test that breaks something clears the problems that this makes."""
+    """A first-time visitor. A test that causes problems on purpose clears them."""
     visitor = await visit(browser, demo.url)
     yield visitor
     await visitor.context.close()
@@ -93,7 +93,7 @@ async def visitor(browser: Browser, demo: Demo) -> AsyncIterator[Visitor]:
 
 
 async def until(page: Page, expression: str) -> None:
-    """As `page.wait_for_function`, which evaluates inside of the page, where its Content-Security-Policy forbids it."""
+    """Like `page.wait_for_function`, which the page's Content-Security-Policy forbids."""
     async with asyncio.timeout(20):
         while not await page.evaluate(expression):
             await asyncio.sleep(0.05)

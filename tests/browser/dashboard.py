@@ -1,4 +1,4 @@
-"""The dashboard as its tests read it: by what is shown, never by what its scripts hold."""
+"""Reads the dashboard by what it shows, never by the state of its scripts."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from tests.faults.stack import ROOT, Stack, quiet_port
 
 TOKEN = "a-token-of-some-length"
 UNCOLLECTED = "doge_usd"
-"No worker fetches it, so its history is what a test writes."
+"No worker fetches it, so a test writes its history."
 
 _OUTAGE = re.compile(r"error: (Failed to load resource: |WebSocket connection to )")
 
@@ -40,11 +40,11 @@ class Dashboard:
         await expect(self.page.locator("#notice-words")).to_have_text(re.compile(pattern), timeout=seconds * 1000)
 
     async def try_now(self) -> None:
-        """Also where the page has come back by itself meanwhile, and the button is gone."""
+        """Works even if the page has reconnected by itself and hidden the button."""
         await self.page.locator("#retry").evaluate("button => button.click()")
 
     async def newest(self, ticker: str) -> tuple[datetime, str, str]:
-        """A card's timestamp and its price, as it is held and as it is read; all of one moment."""
+        """A card's timestamp, its price and the price's text, all of the same moment."""
         timestamp, value, text = await self.card(ticker).evaluate(
             "card => [card.querySelector('time').dateTime, card.querySelector('data').value, "
             "card.querySelector('data').textContent]"
@@ -52,10 +52,10 @@ class Dashboard:
         return datetime.fromisoformat(timestamp), value, text
 
     async def rows(self) -> list[tuple[datetime, str, str]]:
-        """All of the table below the chart, oldest first: timestamp, price, source."""
+        """All rows of the table below the chart, oldest first: timestamp, price, source."""
         if await self.page.locator("#table").get_attribute("open") is None:
             await self.page.locator("#table summary").click()
-            # It is drawn when its `toggle` event comes, which is after the click.
+            # The table is drawn on the `toggle` event, which follows the click.
             await expect(self.page.locator("#rows caption")).not_to_be_empty()
         while await self.page.locator("#more").is_visible():
             await self.page.locator("#more").click()
@@ -63,10 +63,10 @@ class Dashboard:
             "table => [...table.tBodies[0].rows].filter(row => row.dataset.timestamp)"
             ".map(row => [row.dataset.timestamp, ...[...row.cells].map(cell => cell.textContent)])"
         )
-        return [(datetime.fromisoformat(row[0]), row[3].replace(",", ""), row[4].split(",")[0]) for row in rows][::-1]
+        return [(datetime.fromisoformat(row[0]), row[2].replace(",", ""), row[3].split(",")[0]) for row in rows][::-1]
 
     async def close(self, *, but_outages: bool = False) -> None:
-        """Nothing in the console; of an outage only what the browser itself says of requests that fail."""
+        """Fail on anything in the console. `but_outages` allows the browser's own messages about failed requests."""
         await self.visitor.context.close()
         problems = [p for p in self.visitor.problems if not (but_outages and _OUTAGE.match(p))]
         assert problems == [], problems
@@ -90,14 +90,14 @@ async def open_dashboard(
 
 
 async def take_picture(dashboard: Dashboard, folder: Path, name: str) -> None:
-    """To be looked at; and that nothing sticks out sideways."""
+    """Save a screenshot for people to look at, and fail if the page scrolls sideways."""
     await dashboard.page.screenshot(path=folder / f"{name}.png", full_page=True)
     widths = await dashboard.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert widths[0] <= widths[1], f"{name} scrolls sideways: {widths}"
 
 
 async def stored(stack: Stack, ticker: str, first: datetime, last: datetime) -> list[tuple[datetime, str, str]]:
-    """The database's own rows, as `Dashboard.rows` tells them."""
+    """The rows of the database in the form of `Dashboard.rows`."""
     sql = """
         select timestamp, price, source::text
         from prices
@@ -113,7 +113,7 @@ def plain(price: Decimal) -> str:
 
 
 async def start_guarded_api(stack: Stack, **settings: str) -> str:
-    """Another API on the same data: it asks for a token, and has a ticker that nothing is collected of."""
+    """Start another API on the same data. It needs a token, and no worker collects its ticker."""
     port = str(quiet_port())
     environment = {**stack.environment, "PORT": port, "API_TOKEN": TOKEN, "TICKERS": UNCOLLECTED, **settings}
     with (stack.folder / "guarded.log").open("ab") as log:

@@ -1,4 +1,4 @@
-"""The dashboard at `/` while all is well: what it shows is what the database holds."""
+"""The dashboard at `/` in normal operation: it shows what the database holds."""
 
 import gzip
 import json
@@ -32,12 +32,12 @@ pytestmark = pytest.mark.timeout(120)
 MOST_JAVASCRIPT = 150_000  # bytes, gzipped
 SECOND = timedelta(seconds=1)
 NEW = "sol_usd"
-"No worker fetches it either."
+"No worker fetches this one either."
 
 
 @pytest.fixture(scope="module")
 async def stack(built: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    """A price a second of each ticker, and what the exchange's chart has of the day before."""
+    """A price a second for each ticker, and the day before backfilled from the exchange's chart."""
     async with open_stack(tmp_path_factory.mktemp("dashboard"), interval=1) as stack:
         stack.start_worker()
         await stack.start_api()
@@ -77,7 +77,7 @@ async def test_a_stored_price_appears_with_every_digit_and_without_a_reload(stac
         assert (value, text) == (price, f"{Decimal(price):,f}")
         await expect(dashboard.card(ticker)).to_contain_text("testnet")
     await expect(dashboard.page.locator("#testnet")).to_contain_text("Simulated prices")
-    # The chart has them too, and what was healed before.
+    # The chart has them too, and the prices healed earlier.
     await stack.wait_for_prices(1)
     [row] = await stack.rows("select max(timestamp) from prices where ticker = 'btc_usd'")
 
@@ -89,7 +89,7 @@ async def test_a_stored_price_appears_with_every_digit_and_without_a_reload(stac
 
 
 async def test_the_change_is_that_of_the_stored_prices(stack: Stack, dashboard: Dashboard) -> None:
-    await dashboard.page.reload()  # what it compares with is read at most twice a minute
+    await dashboard.page.reload()  # the page reads the earlier prices at most twice a minute
     card = dashboard.card("btc_usd")
     await expect(card.locator(".change").first).to_be_visible()
     latest, percent, difference, earlier = await card.evaluate(
@@ -154,7 +154,7 @@ async def test_the_chart_is_read_by_keyboard(stack: Stack, dashboard: Dashboard,
 
 async def test_the_graphql_of_each_panel_runs(stack: Stack, dashboard: Dashboard) -> None:
     page = dashboard.page
-    await expect(page.locator("#completeness-panel")).to_contain_text("prices are there")
+    await expect(page.locator("#completeness-panel")).to_contain_text("expected prices stored")
     links = await page.locator("a[href*='query=']").evaluate_all("links => links.map(link => [link.id, link.href])")
     ran = set()
     for name, href in links:
@@ -171,7 +171,7 @@ async def test_the_graphql_of_each_panel_runs(stack: Stack, dashboard: Dashboard
 
 @pytest.fixture(scope="module")
 async def written(stack: Stack) -> datetime:
-    """Of the uncollected ticker, each second: 12,000 observed, 120 missing, 120 backfilled, 180 observed; until now."""
+    """The uncollected ticker, each second until now: 12,000 observed, 120 missing, 120 backfilled, 180 observed."""
     now = datetime.now(UTC).replace(microsecond=0)
     sql = """
         with slot as (
@@ -223,7 +223,7 @@ COUNT_COLOURS = """([name, first, last, span]) => {
 
 
 async def colours(page: Page, middle: datetime, reach: int = 30) -> set[str]:
-    """Those of the legend's colours that are found on the chart, 15 minutes wide, some seconds around an instant."""
+    """The legend's colours on a chart of 15 minutes, within `reach` seconds of an instant."""
     first, last = ((middle + timedelta(seconds=s)).timestamp() * 1000 for s in (-reach, reach))
     names = ("observed", "backfilled", "missing")
     return {name for name in names if await page.evaluate(COUNT_COLOURS, [name, first, last, 900_000])}
@@ -235,11 +235,11 @@ async def test_gaps_and_backfilled_stretches_are_told_apart_and_pages_are_read(
     dashboard = await open_dashboard(browser, guarded, "/?range=15m")
     page = dashboard.page
     panel = page.locator("#completeness-panel")
-    await expect(panel).to_contain_text("are missing")
+    await expect(panel).to_contain_text("missing")
     gaps = await panel.locator(".gaps li").all_inner_texts()
     assert re.search(r"\s120 prices\s+the exchange failed \(RPC_10028: too_many_requests\)$", gaps[-1])
-    # The slots since then, which nothing collects, are missing too.
-    match = re.search(r"(\d+) of (\d+) prices are there; (\d+) are missing\.", await panel.inner_text())
+    # The slots since then are missing too, because no worker runs.
+    match = re.search(r"(\d+) of (\d+) expected prices stored, (\d+) missing\.", await panel.inner_text())
     assert match
     present, expected, missing = map(int, match.groups())
     assert (present, missing) == (expected - missing, expected - present)
@@ -254,7 +254,7 @@ async def test_gaps_and_backfilled_stretches_are_told_apart_and_pages_are_read(
     )
     await page.get_by_label("Interval").select_option("PRICES")
     await page.locator("#table summary").click()
-    await expect(page.locator("#rows caption")).to_have_text("Newest first, 50 of 12300")
+    await expect(page.locator("#rows caption")).to_have_text("Newest first, 50 of 12,300 rows")
     assert [after is None for after in pages] == [True, False]
     await take_picture(dashboard, tmp_path, "gaps")
     await dashboard.close()
@@ -268,9 +268,7 @@ def after_of(request: Request) -> str | None:
     return after
 
 
-async def test_of_what_was_before_the_first_price_nothing_is_claimed(
-    browser: Browser, stack: Stack, tmp_path: Path
-) -> None:
+async def test_before_the_first_price_the_chart_claims_nothing(browser: Browser, stack: Stack, tmp_path: Path) -> None:
     """Backfilled for a minute from 20 s after a full one, then collected for five."""
     minute = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(minutes=8)
     first, since, end = (minute + timedelta(seconds=seconds) for seconds in (20, 80, 380))
@@ -302,7 +300,7 @@ async def test_of_what_was_before_the_first_price_nothing_is_claimed(
     await dashboard.close()
 
 
-async def test_a_refused_fetch_asks_for_the_token_and_keeps_it_nowhere(
+async def test_a_refused_fetch_asks_for_the_token_and_stores_it_nowhere(
     browser: Browser, guarded: str, tmp_path: Path
 ) -> None:
     dashboard = await open_dashboard(browser, guarded)
@@ -320,9 +318,7 @@ async def test_a_refused_fetch_asks_for_the_token_and_keeps_it_nowhere(
     await dashboard.close()
 
 
-async def test_where_reads_need_the_token_it_is_asked_for_once_for_all(
-    browser: Browser, stack: Stack, tmp_path: Path
-) -> None:
+async def test_if_reads_need_a_token_the_page_asks_for_it_once(browser: Browser, stack: Stack, tmp_path: Path) -> None:
     url = await start_guarded_api(stack, REQUIRE_TOKEN_FOR_READS="1", TICKERS=",".join(TICKERS))
     asked: list[Request] = []
     frames: list[str] = []
@@ -333,7 +329,7 @@ async def test_where_reads_need_the_token_it_is_asked_for_once_for_all(
     dashboard = await open_dashboard(browser, url, "/?range=15m&form=candles", prepare=note)
     page = dashboard.page
     await dashboard.state("Token needed")
-    await dashboard.notice(r"^Reading this server's prices needs its token\.$")
+    await dashboard.notice(r"^This server needs a token to read prices\.$")
     fields = page.locator("input:not([type=radio])").filter(visible=True)
     await expect(fields).to_have_count(1)
     await expect(page.get_by_role("button", name="Fetch now")).to_be_hidden()
@@ -355,7 +351,7 @@ async def test_where_reads_need_the_token_it_is_asked_for_once_for_all(
     await page.keyboard.press("Enter")
     await dashboard.state("Live")
     await expect(page.locator("#notice")).to_be_hidden()
-    await expect(page.locator("#completeness-panel")).to_contain_text("prices are there")
+    await expect(page.locator("#completeness-panel")).to_contain_text("expected prices stored")
     assert json.loads(frames[0])["payload"] == {"Authorization": f"Bearer {TOKEN}"}
     await page.get_by_role("button", name="Fetch now").click()
     await expect(page.locator("#fetching-headline")).to_have_text("Fetched: every price is stored.", timeout=20_000)
@@ -396,7 +392,7 @@ async def test_is_legible_and_fits_from_phone_to_wide_screen(
     for name, where in (("full", url), ("stale", guarded)):
         dashboard = await open_dashboard(browser, where, scheme=scheme)
         await dashboard.state("Live")
-        await expect(dashboard.page.locator("#completeness-panel")).to_contain_text("prices are there")
+        await expect(dashboard.page.locator("#completeness-panel")).to_contain_text("expected prices stored")
         await dashboard.page.locator("#table summary").click()
         assert await dashboard.page.evaluate(CONTRASTS) == []
         for width in (360, 768, 1440):

@@ -1,4 +1,4 @@
-"""The dashboard while something is away: each state is told as it is, and nothing is missing afterwards."""
+"""The dashboard during outages: it names the fault, and shows every price afterwards."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def url(empty_stack: Stack) -> str:
 
 
 async def is_whole(dashboard: Dashboard, stack: Stack) -> datetime:
-    """Wait until the table shows every row that the database has from its first one on; answers the last one's."""
+    """Wait until the table and the database agree from the table's first row on. Return the last row's timestamp."""
     rows: list[tuple[datetime, str, str]] = []
 
     async def is_same() -> bool:
@@ -46,7 +46,7 @@ async def is_whole(dashboard: Dashboard, stack: Stack) -> datetime:
         rows = await dashboard.rows()
         return rows != [] and rows == await stored(stack, "btc_usd", rows[0][0], rows[-1][0])
 
-    # What had to wait for the storage comes after what did not.
+    # Prices that waited for the database are stored last.
     await until(is_same, "a table without a hole")
     return rows[-1][0]
 
@@ -68,7 +68,7 @@ async def test_an_empty_database_says_so_and_fills_by_itself(
 
 
 class Sockets:
-    """Every socket of a page, cut at will; what was subscribed to and what came."""
+    """All sockets of a page. Cuts them on demand, and records subscriptions and received prices."""
 
     def __init__(self) -> None:
         self.is_cut = False
@@ -124,7 +124,7 @@ async def test_a_cut_socket_comes_back_without_a_hole(browser: Browser, stack: S
     await dashboard.notice("The live connection is lost")
     await expect(dashboard.page.locator("#notice-countdown")).to_have_text(re.compile(r"Next attempt in \d+ s\."))
     await take_picture(dashboard, tmp_path, "reconnecting")
-    # From here on nothing is read over HTTP either, until the socket is back.
+    # From here on HTTP fails too, until the socket is back.
     await dashboard.visitor.context.route("**/graphql", lambda route: route.abort())
     await stack.wait_for_prices(2)
     seen = [(await dashboard.newest(ticker))[0] for ticker in TICKERS]
@@ -136,7 +136,7 @@ async def test_a_cut_socket_comes_back_without_a_hole(browser: Browser, stack: S
     assert since == min(seen)
     last = await is_whole(dashboard, stack)
     assert last > max(cut_at, *seen) + timedelta(seconds=1)
-    # By the socket alone too, but for what was read over HTTP while it was away.
+    # The socket alone delivered them too, except those read over HTTP during the cut.
     came = set(map(datetime.fromisoformat, sockets.received))
     missed = [at for at, _, _ in await stored(stack, "btc_usd", first, last) if at > first and at not in came]
     assert [at for at in missed if not cut_at < at <= since] == []
@@ -151,15 +151,15 @@ async def test_while_the_exchange_is_down_prices_are_stale_and_gaps_have_their_r
     await stack.switch("PUT", "faults/*", {"kind": "bad_gateway"})
     card = dashboard.card("btc_usd")
     await expect(card.locator(".mark-stale")).to_be_visible(timeout=10_000)
-    await dashboard.notice(r"No price is fresh, .+: the exchange failed \(HTTP_502: .+\)\.", seconds=20)
+    await dashboard.notice(r"Every price is stale; .+: the exchange failed \(HTTP_502: .+\)\.", seconds=20)
     await expect(card).to_contain_text("Why: the exchange failed (HTTP_502: reply is not a JSON-RPC envelope).")
     await expect(dashboard.page.locator("#completeness-panel .gaps li").first).to_contain_text(
         "HTTP_502", timeout=15_000
     )
-    await stack.switch("PUT", "faults/*", {"kind": "nan"})  # which is not tried again
+    await stack.switch("PUT", "faults/*", {"kind": "nan"})  # which the worker does not retry
     await dashboard.page.get_by_role("button", name="Fetch now").click()
     headline = dashboard.page.locator("#fetching-headline")
-    await expect(headline).to_have_text("The fetch failed: no price could be had.", timeout=20_000)
+    await expect(headline).to_have_text("The fetch failed: no price could be fetched.", timeout=20_000)
     refused = dashboard.page.locator("#fetching-tickers li")
     await expect(refused).to_have_text([re.compile(f"{name}/USD BAD_PRICE: ") for name in ("BTC", "ETH")])
     await take_picture(dashboard, tmp_path, "exchange_down")
@@ -169,15 +169,15 @@ async def test_while_the_exchange_is_down_prices_are_stale_and_gaps_have_their_r
     await dashboard.close()
 
 
-async def test_while_the_storage_is_away_the_page_says_as_of_when_it_is(
+async def test_while_the_database_is_unavailable_the_page_says_how_old_it_is(
     browser: Browser, stack: Stack, url: str, tmp_path: Path
 ) -> None:
     dashboard = await open_dashboard(browser, url, "/?range=15m")
     await dashboard.state("Live")
     stack.kill_postgres()
     await dashboard.state("No database", 40)
-    await dashboard.notice(r"database does not \(STORAGE_UNAVAILABLE\)\. What is shown is as of \d\d:\d\d:\d\d\.")
-    await take_picture(dashboard, tmp_path, "storage_away")
+    await dashboard.notice(r"database does not \(STORAGE_UNAVAILABLE\)\. The page shows the state of \d\d:\d\d:\d\d\.")
+    await take_picture(dashboard, tmp_path, "storage_unavailable")
     await stack.restart_postgres()
     await dashboard.try_now()
     await dashboard.state("Live")
@@ -186,7 +186,7 @@ async def test_while_the_storage_is_away_the_page_says_as_of_when_it_is(
     await dashboard.close()
 
 
-async def test_while_the_queue_is_away_a_fetch_is_refused_with_its_code(
+async def test_while_the_queue_is_unavailable_a_fetch_is_refused_with_its_code(
     browser: Browser, stack: Stack, url: str, tmp_path: Path
 ) -> None:
     dashboard = await open_dashboard(browser, url)
@@ -195,13 +195,13 @@ async def test_while_the_queue_is_away_a_fetch_is_refused_with_its_code(
     try:
         await dashboard.page.get_by_role("button", name="Fetch now").click()
         await expect(dashboard.page.locator("#fetching-headline")).to_contain_text("QUEUE_UNAVAILABLE")
-        await take_picture(dashboard, tmp_path, "queue_away")
+        await take_picture(dashboard, tmp_path, "queue_unavailable")
     finally:
         await stack.restart_valkey()
     await dashboard.close()
 
 
-async def test_too_many_fetches_are_told_when_to_come_back(browser: Browser, stack: Stack, url: str) -> None:
+async def test_after_too_many_fetches_the_button_counts_down(browser: Browser, stack: Stack, url: str) -> None:
     dashboard = await open_dashboard(browser, url)
 
     async def refuse(route: Route) -> None:
@@ -229,7 +229,7 @@ async def test_while_the_api_is_down_the_page_is_offline_and_catches_up_afterwar
     api.kill()
     api.wait()
     await dashboard.state("Offline")
-    await dashboard.notice(r"The API cannot be reached\. What is shown is as of \d\d:\d\d:\d\d\.")
+    await dashboard.notice(r"The API cannot be reached\. The page shows the state of \d\d:\d\d:\d\d\.")
     await expect(dashboard.page.get_by_role("button", name="Try now")).to_be_visible()
     await take_picture(dashboard, tmp_path, "api_down")
     await stack.start_api()
@@ -243,11 +243,11 @@ async def test_while_the_api_is_down_the_page_is_offline_and_catches_up_afterwar
 async def test_a_page_that_opens_without_the_api_fills_when_it_answers(
     browser: Browser, stack: Stack, url: str, tmp_path: Path
 ) -> None:
-    async def away(visitor: Visitor) -> None:
+    async def cut_off(visitor: Visitor) -> None:
         await visitor.context.route("**/graphql", lambda route: route.abort())
         await visitor.context.route_web_socket("**/graphql", lambda socket: socket.close(code=1013))
 
-    dashboard = await open_dashboard(browser, url, prepare=away)
+    dashboard = await open_dashboard(browser, url, prepare=cut_off)
     await dashboard.state("Offline")
     await dashboard.notice(r"^The API cannot be reached\.$")
     await take_picture(dashboard, tmp_path, "api_down_at_first")
@@ -256,7 +256,7 @@ async def test_a_page_that_opens_without_the_api_fills_when_it_answers(
     await expect(dashboard.card("btc_usd").locator("time")).to_have_count(1)
 
     async def is_drawn() -> bool:
-        return "prices are there" in await dashboard.page.locator("#completeness-panel").inner_text()
+        return "expected prices stored" in await dashboard.page.locator("#completeness-panel").inner_text()
 
     await until(is_drawn, "the chart")
     await dashboard.close(but_outages=True)

@@ -1,4 +1,4 @@
-"""GraphiQL as someone meets it who opens `/graphql` in a browser."""
+"""GraphiQL at `/graphql` in a browser."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ TABS = ["LatestPrices", "PriceHistory", "PeriodWithCoverage", "FetchPrices", "Li
 TICKERS = ["btc_usd", "eth_usd"]
 QUERY = "query Mine($ticker: String!) { latestPrice(ticker: $ticker) { ticker } }"
 ADDRESS = "/graphql?" + urlencode({"query": QUERY, "variables": '{"ticker":"eth_usd"}'})
-READING_MS = 500  # GraphiQL looks at a document a moment after it is there, and shows nothing when it has
+READING_MS = 500  # GraphiQL parses a document after a delay, and shows no sign when it has
 
 
 class GraphiQL:
@@ -30,7 +30,7 @@ class GraphiQL:
         self.run_button = page.locator(".graphiql-execute-button")
 
     async def text(self, editor: str) -> str:
-        """What one of the editors holds, of which it shows what fits."""
+        """The whole text of an editor, which shows only what fits."""
         text: str = await self.page.evaluate(
             "name => globalThis.__MONACO.editor.getModels().find(m => m.uri.path.endsWith(name)).getValue()", editor
         )
@@ -53,7 +53,7 @@ class GraphiQL:
             await self.page.get_by_role("menuitem", name=operation).click()
 
     async def result(self, wanted: Callable[[Any], bool] = bool) -> Any:
-        """The first answer shown that is as `wanted`."""
+        """The first answer that satisfies `wanted`."""
         async with asyncio.timeout(20):
             while True:
                 text = await self.text("response.json")
@@ -67,6 +67,27 @@ async def open_graphiql(visitor: Visitor, path: str = "/graphql") -> GraphiQL:
     await expect(page.locator(".graphiql-query-editor .view-line").first).to_be_visible(timeout=20_000)
     await until(page, "globalThis.__MONACO.editor.getModels().length >= 4")
     return GraphiQL(page)
+
+
+async def test_on_a_phone_the_response_has_the_whole_width(visitor: Visitor, tmp_path: Path) -> None:
+    graphiql = await open_graphiql(visitor)
+    for width in (320, 360):
+        await graphiql.page.set_viewport_size({"width": width, "height": 740})
+        await graphiql.run()
+        await expect(graphiql.page.locator(".result-window")).to_contain_text("latestPrices")
+        boxes = [await graphiql.page.locator(part).bounding_box() for part in (".graphiql-editors", ".result-window")]
+        assert all(box and box["width"] > 0.85 * width and box["height"] > 150 for box in boxes), boxes
+        assert await graphiql.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        await graphiql.page.screenshot(path=tmp_path / f"{width}.png")
+
+    await graphiql.page.get_by_role("button", name="Show Documentation Explorer").click()
+    explorer = graphiql.page.locator(".graphiql-plugin")
+    box = await explorer.bounding_box()
+    assert box
+    assert (box["x"], box["width"]) == (0, 360)
+    await graphiql.page.screenshot(path=tmp_path / "explorer.png")
+    await graphiql.page.get_by_role("button", name="Hide Documentation Explorer").click()
+    await expect(graphiql.page.locator(".result-window")).to_be_visible()
 
 
 @pytest.mark.parametrize("color_scheme", ["light", "dark"])
@@ -93,6 +114,7 @@ async def test_opens_with_examples_in_the_readers_colours(
 
 async def test_each_example_runs(visitor: Visitor) -> None:
     graphiql = await open_graphiql(visitor)
+    assert "`" not in str(await graphiql.page.evaluate("localStorage.getItem('graphiql:tabState')"))
     await graphiql.run()
     answer = await graphiql.result()
     assert [price["ticker"] for price in answer["data"]["latestPrices"]] == TICKERS
@@ -124,7 +146,7 @@ async def test_each_example_runs(visitor: Visitor) -> None:
     await graphiql.run()
     first = (await graphiql.result())["data"]["priceUpdates"]["timestamp"]
     await graphiql.result(lambda answer: answer["data"]["priceUpdates"]["timestamp"] > first)
-    await graphiql.run_button.click()  # it is the stop button now
+    await graphiql.run_button.click()  # now the stop button
     assert visitor.sockets
     assert set(visitor.sockets) == {visitor.url.replace("http", "ws") + "/graphql"}
 

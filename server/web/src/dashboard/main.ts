@@ -1,39 +1,45 @@
-/** The dashboard. Every number on it comes from the public GraphQL API; this wires the panels to what they show. */
+/**
+ * The dashboard: wires the panels to their data. Every number comes from the public GraphQL API.
+ *
+ * Folders depend downwards only: `panels/` (cards, notices, completeness), `chart/` (what the chart shows, and how it is
+ * drawn), `data/` (the API), `text/` (numbers, times and elements).
+ */
 
 import "./base.css";
 import "./page.css";
-import "./cards.css";
-import "./chart.css";
-import "./completeness.css";
-import "./fetching.css";
-import { Access } from "./access";
-import { ApiError, onAnswer } from "./api";
-import { Cards, title } from "./cards";
-import { Chart, type Scene } from "./chart";
-import { choiceOfAddress, keepInAddress, labelOf } from "./choice";
-import { Completeness } from "./completeness";
-import { Controls } from "./controls";
-import { Cursor } from "./cursor";
-import { grouped } from "./decimal";
-import { CANDLES, COVERAGE, inGraphiQL, MAX_LIMIT, PRICE_UPDATES, PRICES, TICKERS } from "./documents";
-import { byId, setText } from "./elements";
-import { Fetching } from "./fetching";
-import { History } from "./history";
-import { Live } from "./live";
-import { variablesOf } from "./rows";
-import { Status } from "./status";
-import { backfilledStretches, holesOf, itemsOf } from "./stretches";
-import { Table } from "./table";
-import { isStale, Tickers } from "./tickers";
-import { MINUTE, parse, SECOND, zone } from "./time";
+import "./panels/cards.css";
+import "./chart/chart.css";
+import "./panels/completeness.css";
+import "./panels/fetching.css";
+import { Chart } from "./chart/chart";
+import { choiceOfAddress, keepInAddress, labelOf, RANGES, resolve } from "./chart/choice";
+import { Controls } from "./chart/controls";
+import { Cursor } from "./chart/cursor";
+import { History } from "./chart/history";
+import { variablesOf } from "./chart/rows";
+import type { Scene } from "./chart/scene";
+import { backfilledStretches, holesOf, itemsOf } from "./chart/stretches";
+import { Table } from "./chart/table";
+import { ApiError, onAnswer } from "./data/api";
+import { CANDLES, COVERAGE, inGraphiQL, MAX_LIMIT, PRICE_UPDATES, PRICES, TICKERS } from "./data/documents";
+import { Live } from "./data/live";
+import { isStale, type Known, Tickers } from "./data/tickers";
+import { Access } from "./panels/access";
+import { Cards, title } from "./panels/cards";
+import { Completeness } from "./panels/completeness";
+import { Fetching } from "./panels/fetching";
+import { Status } from "./panels/status";
+import { grouped } from "./text/decimal";
+import { byId, setText } from "./text/elements";
+import { duration, MINUTE, parse, SECOND, zone } from "./text/time";
 
-/** Live, only the comparisons and the server's clock grow old. */
+/** While live, only the comparisons and the server's clock need polling. */
 const POLL_WHEN_LIVE = MINUTE / 2;
 const POLL_WHEN_STALE = 10 * SECOND;
-const POLL_WHEN_NOT = 5 * SECOND;
+const POLL_WHEN_OFFLINE = 5 * SECOND;
 
-/** Seconds from slot to slot, until the API says it. */
-const USUAL_GRID = 60;
+/** Seconds from slot to slot, until the API answers. */
+const DEFAULT_GRID = 60;
 
 const choice = choiceOfAddress();
 const tickers = new Tickers();
@@ -49,7 +55,7 @@ const live = new Live({
     status.note(error);
     drawSoon();
   },
-  // What is stored from now on is sent; what was healed meanwhile lies before it, and has to be read.
+  // The socket sends what is stored from now on. Slots healed during an outage are older, so read them.
   onChange: (connection) => {
     if (connection === "live" && isBehind) void reload();
     isBehind = connection !== "live";
@@ -82,7 +88,7 @@ let isBehind = false;
 let stale = 0;
 let isDrawing = false;
 
-/** Read what is new. One at a time. */
+/** Read what is new (single flight). */
 function refresh(): Promise<void> {
   refreshing ??= read().finally(() => {
     refreshing = null;
@@ -116,14 +122,14 @@ async function reload(): Promise<void> {
 
 /** Another ticker, range, interval or form. */
 async function show(): Promise<void> {
-  const known = tickers.known.get(choice.ticker) ?? tickers.all[0];
+  const known = tickers.known.get(choice.ticker) ?? tickers.all.find(({ latest }) => latest) ?? tickers.all[0];
   if (!known) return;
   choice.ticker = known.name;
   keepInAddress(choice);
   controls.show(known.interval / SECOND);
   cursor.clear();
   drawSoon();
-  await history.load({ ...choice }, known.interval);
+  await history.load(resolve(choice, known.interval / SECOND), known.interval);
 }
 
 function drawSoon(): void {
@@ -161,7 +167,7 @@ function draw(): void {
   completeness.show(history);
   setText(byId("chart-heading"), title(known.name));
   setText(byId("chart-interval"), intervalWords());
-  setText(byId("chart-message"), messageFor(items.length));
+  setText(byId("chart-message"), messageFor(known, items.length));
   byId("chart-message").hidden = items.length > 0 && !history.error;
   byId("chart-section").dataset.form = choice.form;
   byId("chart-section").dataset.interval = history.interval;
@@ -176,16 +182,20 @@ function intervalWords(): string {
   return history.interval === "PRICES" ? "each price as it is stored" : `one ${choice.form === "line" ? "close" : "candle"} per ${label}`;
 }
 
-function messageFor(count: number): string {
+function messageFor(known: Known, count: number): string {
   if (history.error) {
     const what = count > 0 ? "The chart is not up to date" : "The chart could not be read";
     return `${what}: ${history.error.message} (${history.error.code})`;
   }
-  if (history.isLoading && count === 0) return "Reading …";
-  return count === 0 ? "Nothing is stored in this period." : "";
+  if (count > 0) return "";
+  if (history.isLoading) return "Loading …";
+  if (known.near) return `${known.name} does not exist at the exchange, so it has no prices.`;
+  const isTooShort = known.interval >= RANGES[resolve(choice, known.interval / SECOND).range].seconds * SECOND;
+  const rest = isTooShort ? ` One price is stored every ${duration(known.interval)}, so choose a longer range.` : "";
+  return `Nothing is stored in this period.${rest}`;
 }
 
-/** The GraphQL behind each panel, one click away. */
+/** Link each panel to its GraphQL. */
 function link(): void {
   const variables = variablesOf(history.period);
   const rows =
@@ -204,9 +214,9 @@ function link(): void {
 function tick(): void {
   const before = stale;
   stale = tickers.all.filter(isStale).length;
-  // One that has just become stale is asked about at once: why it is, or whether the API is still there.
+  // When a ticker becomes stale, find out at once why, or whether the API is still there.
   if (stale > before) refreshedAt = 0;
-  const every = status.state !== "live" ? POLL_WHEN_NOT : stale > 0 ? POLL_WHEN_STALE : POLL_WHEN_LIVE;
+  const every = status.state !== "live" ? POLL_WHEN_OFFLINE : stale > 0 ? POLL_WHEN_STALE : POLL_WHEN_LIVE;
   if (Date.now() - refreshedAt > every) void refresh();
   if (history.isChosen(choice.ticker)) void history.slide();
   drawSoon();
@@ -215,7 +225,7 @@ function tick(): void {
 onAnswer((error) => {
   const wasOffline = status.state === "offline";
   status.note(error);
-  // An API that answers again takes sockets again.
+  // An API that answers again accepts sockets again.
   if (!error && wasOffline) live.retryNow();
   drawSoon();
 });
@@ -227,7 +237,8 @@ document.addEventListener("visibilitychange", () => {
   void refresh();
 });
 setText(byId("zone"), zone());
-controls.show(USUAL_GRID);
+byId("zone-hint").hidden = zone() === "UTC";
+controls.show(DEFAULT_GRID);
 setInterval(tick, SECOND);
 drawSoon();
 await refresh();

@@ -33,7 +33,7 @@ export function Page({ url, ...props }: Props) {
   );
 }
 
-/** Queries and mutations over HTTP, subscriptions over a socket whose `connection_init` carries the tab's headers. */
+/** Queries and mutations over HTTP, subscriptions over a socket with the tab's headers in its `connection_init`. */
 function fetcherOf(url: string, onJob: (id: string) => void): Fetcher {
   return async (params, options) => {
     const wsClient = socketOf(url, options?.headers);
@@ -44,12 +44,12 @@ function fetcherOf(url: string, onJob: (id: string) => void): Fetcher {
   };
 }
 
-/** A socket that is opened when something is subscribed to. Why it was closed becomes an error of the result. */
+/** Opens a socket for a subscription. The reason for closing it becomes an error of the result. */
 function socketOf(url: string, headers?: Record<string, unknown>): Client {
   const client = createClient({
     url: url.replace(/^http/, "ws"),
     ...(headers && { connectionParams: headers }),
-    // Codes from 4000 on are the server's own: asked the same way, it would say the same again.
+    // Codes from 4000 on are the server's refusals, which a retry would not change.
     shouldRetry: (reason) => reason instanceof CloseEvent && reason.code < 4000,
   });
   return {
@@ -57,7 +57,7 @@ function socketOf(url: string, headers?: Record<string, unknown>): Client {
     subscribe: (payload, sink) =>
       client.subscribe(payload, {
         ...sink,
-        // GraphiQL's own way leaves a rejection that nobody handles, and shows a stack.
+        // GraphiQL would leave an unhandled rejection and show a stack trace.
         error: (error) => {
           sink.next({ errors: errorsOf(error) });
           sink.complete();
@@ -74,7 +74,7 @@ function errorsOf(error: unknown): GraphQLError[] {
   return [new GraphQLError(error instanceof Error ? error.message : "The socket could not be opened.")];
 }
 
-/** Puts the id of the fetch that was just asked for into the variables of the tab that follows it. */
+/** Puts the id of the requested fetch into the variables of the tab, for the subscription to its progress. */
 function JobId({ id }: { id: string }): ReactNode {
   const editor = useGraphiQL((state) => state.variableEditor);
   useEffect(() => {
@@ -85,7 +85,7 @@ function JobId({ id }: { id: string }): ReactNode {
         editor.setValue(JSON.stringify({ ...variables, id }, null, 2));
       }
     } catch {
-      // Half-typed variables are the user's.
+      // The user is still typing the variables.
     }
   }, [id, editor]);
   return null;

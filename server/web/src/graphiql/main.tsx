@@ -12,21 +12,21 @@ import { exampleTabs, type Tab } from "./tabs";
 
 type Tabs = Pick<GraphiQLProps, "defaultTabs" | "initialQuery" | "initialVariables">;
 
-const TABS_KEY = "graphiql:tabState"; // where GraphiQL keeps the user's own
+const TABS_KEY = "graphiql:tabState"; // where GraphiQL stores the user's tabs
 
 async function tabs(url: string): Promise<Tabs> {
   const wanted = wantedByAddress();
   const isFirstVisit = localStorage.getItem(TABS_KEY) === null;
   const defaultTabs = isFirstVisit ? [...(wanted ? [wanted] : []), ...(await exampleTabs(url))] : [];
   const first = wanted ?? defaultTabs[0];
-  // Beside tabs of the user's own only what the address asks for is opened.
+  // On later visits only the query of the address opens in a new tab.
   return {
     ...(isFirstVisit && { defaultTabs }),
     ...(first && { initialQuery: first.query ?? "", initialVariables: first.variables ?? "" }),
   };
 }
 
-/** The query of an address such as `/graphql?query=…&variables=…`, which is then the page's own again. */
+/** The query of an address such as `/graphql?query=…&variables=…`. The address is reset to `/graphql`. */
 function wantedByAddress(): Tab | null {
   const address = new URL(location.href);
   const query = address.searchParams.get("query");

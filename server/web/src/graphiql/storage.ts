@@ -3,7 +3,7 @@ import type { GraphiQLProps } from "graphiql";
 const PREFIX = "graphiql:";
 const HISTORY = [`${PREFIX}queries`, `${PREFIX}favorites`];
 
-/** localStorage, without the headers that GraphiQL's history would keep there: a token is this page's alone. */
+/** localStorage without the headers in GraphiQL's history, because they may contain a token. */
 export const storage: NonNullable<GraphiQLProps["storage"]> = {
   get length() {
     return ours().length;

@@ -6,8 +6,8 @@ type Ticker = { name: string; intervalSeconds: number };
 const ANSWER_TIMEOUT = 3000;
 const PERIOD_SECONDS = 3600;
 
-const LATEST = `# What is collected, and how fresh it is.
-# Ctrl-Enter runs it.
+const LATEST = `# The newest prices, and how fresh they are.
+# Ctrl-Enter runs the query.
 query LatestPrices($tickers: [String!]) {
   latestPrices(tickers: $tickers) {
     ticker
@@ -24,8 +24,8 @@ query LatestPrices($tickers: [String!]) {
 }
 `;
 
-const HISTORY = `# Newest first. To page on, pass the last
-# timestamp as \`before\`.
+const HISTORY = `# Newest first. For the next page, pass the
+# last timestamp as $before.
 query PriceHistory(
   $ticker: String!
   $limit: Int!
@@ -43,8 +43,8 @@ query PriceHistory(
 }
 `;
 
-const PERIOD = `# A period, how much of it is there,
-# and why the rest is missing.
+const PERIOD = `# The prices of a period, what is missing,
+# and why.
 query PeriodWithCoverage(
   $ticker: String!
   $fromDt: DateTime!
@@ -79,8 +79,8 @@ query PeriodWithCoverage(
 }
 `;
 
-const FETCH = `# Run FetchPrices: its answer puts the job's id
-# into the variables. FetchProgress follows it.
+const FETCH = `# Run FetchPrices. The page copies the job's id
+# into the variables for FetchProgress.
 mutation FetchPrices($tickers: [String!]) {
   fetchPrices(tickers: $tickers) {
     id
@@ -107,8 +107,8 @@ subscription FetchProgress($id: ID!) {
 }
 `;
 
-const LIVE = `# What was stored after \`since\`, then each
-# price as it is stored.
+const LIVE = `# The prices stored after $since, then each
+# new price.
 subscription LivePrices(
   $tickers: [String!]
   $since: DateTime
@@ -122,7 +122,7 @@ subscription LivePrices(
 }
 `;
 
-/** What one would try first, with this server's tickers and times around now. */
+/** Examples for a first visit, with this server's tickers and current times. */
 export async function exampleTabs(url: string): Promise<Tab[]> {
   const tickers = await collectedTickers(url);
   const names = tickers.map(({ name }) => name);
@@ -157,7 +157,7 @@ async function collectedTickers(url: string): Promise<Ticker[]> {
     const tickers: Ticker[] = (await answer.json()).data.tickers;
     if (tickers.length > 0) return tickers;
   } catch {
-    // The page is of use without its examples' values: what is wrong shows in the first answer.
+    // The examples work with default values, and the first query shows the error.
   }
   return [{ name: "btc_usd", intervalSeconds: 60 }];
 }

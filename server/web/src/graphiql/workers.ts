@@ -5,6 +5,6 @@ import GraphQLWorker from "monaco-graphql/esm/graphql.worker.js?worker";
 
 const WORKERS: Record<string, new () => Worker> = { json: JsonWorker, graphql: GraphQLWorker };
 
-// The package's own setup does the same and writes to the console.
+// The package's own setup also writes to the console.
 const environment: Environment = { getWorker: (_, label) => new (WORKERS[label] ?? EditorWorker)() };
 Object.assign(globalThis, { MonacoEnvironment: environment });

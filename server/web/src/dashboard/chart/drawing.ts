@@ -1,9 +1,9 @@
-/** What is drawn on the chart's canvas besides lines: holes, candles, requested prices, and where prices came from. */
+/** Draws on the chart's canvas what uPlot does not: gaps, candles, single points, requested prices, and the strip of sources. */
 
 import type uPlot from "uplot";
-import type { Scene } from "./chart";
-import type { Stretch } from "./stretches";
-import { parse, SECOND } from "./time";
+import { parse, SECOND } from "../text/time";
+import type { Scene } from "./scene";
+import { breaksBetween, type Item, type Stretch } from "./stretches";
 
 export interface Palette {
   text: string;
@@ -19,7 +19,7 @@ export interface Palette {
 
 const NAMES = ["text", "grid", "surface", "observed", "unsourced", "backfilled", "missing", "up", "down"] as const;
 
-/** The colours of the page's style sheet, for a canvas has no classes. */
+/** Reads the colours from the style sheet, because a canvas has no classes. */
 export function readPalette(frame: HTMLElement): Palette {
   const style = getComputedStyle(frame);
   const colours = NAMES.map((name) => [name, style.getPropertyValue(`--chart-${name}`).trim()]);
@@ -27,9 +27,11 @@ export function readPalette(frame: HTMLElement): Palette {
 }
 
 const STRIP_HEIGHT = 6;
-const NARROWEST = 2;
+/** In CSS pixels, so that the shortest gap is still visible. */
+const MIN_WIDTH = 2;
+const DOT_RADIUS = 3.5;
 
-/** Where nothing is stored but should be: hatched over the whole height, however short it is. */
+/** Missing slots, hatched over the whole height. */
 export function drawHoles(plot: uPlot, { holes }: Scene, palette: Palette): void {
   inside(plot, (context) => {
     const hatched = hatching(context, palette.missing, 7 * devicePixelRatio);
@@ -42,7 +44,7 @@ export function drawHoles(plot: uPlot, { holes }: Scene, palette: Palette): void
   });
 }
 
-/** Along the bottom: observed full, backfilled dashed, missing left open. */
+/** The strip along the bottom: observed solid, backfilled dashed, missing hatched. */
 export function drawSources(plot: uPlot, scene: Scene, palette: Palette): void {
   const { items, holes, backfilled, begin, period } = scene;
   const last = items.at(-1);
@@ -64,7 +66,7 @@ export function drawSources(plot: uPlot, scene: Scene, palette: Palette): void {
   });
 }
 
-/** Hollow where the price rose, filled where it fell, dashed where a backfilled price is in it. */
+/** Hollow if the price rose, filled if it fell, dashed if the candle contains a backfilled price. */
 export function drawCandles(plot: uPlot, { form, items }: Scene, palette: Palette): void {
   if (form !== "candles") return;
   inside(plot, (context) => {
@@ -94,7 +96,29 @@ export function drawCandles(plot: uPlot, { form, items }: Scene, palette: Palett
   });
 }
 
-/** A diamond for each price that somebody asked for. */
+/** A dot for each price without neighbours, because a line needs two. Hollow if backfilled. */
+export function drawLonePrices(plot: uPlot, scene: Scene, palette: Palette): void {
+  const { form, items, holes } = scene;
+  if (form !== "line") return;
+  const joins = (a: Item | undefined, b: Item | undefined) => a && b && !breaksBetween(a, b, holes);
+  inside(plot, (context) => {
+    context.lineWidth = 2 * devicePixelRatio;
+    items.forEach((item, index) => {
+      if (item.price?.source === "REQUESTED") return;
+      if (joins(items[index - 1], item) || joins(item, items[index + 1])) return;
+      const value = Number(item.price?.price ?? item.candle!.close);
+      const [x, y] = [plot.valToPos(item.at / SECOND, "x", true), plot.valToPos(value, "y", true)];
+      const colour = palette[item.isBackfilled ? "backfilled" : scene.isSourced ? "observed" : "unsourced"];
+      [context.strokeStyle, context.fillStyle] = [colour, item.isBackfilled ? palette.surface : colour];
+      context.beginPath();
+      context.arc(x, y, DOT_RADIUS * devicePixelRatio, 0, 2 * Math.PI);
+      context.fill();
+      context.stroke();
+    });
+  });
+}
+
+/** A diamond for each requested price. */
 export function drawRequested(plot: uPlot, { form, requested }: Scene, palette: Palette): void {
   if (form !== "line") return;
   const size = 4.5 * devicePixelRatio;
@@ -124,7 +148,7 @@ function inside(plot: uPlot, draw: (context: CanvasRenderingContext2D) => void):
   plot.ctx.restore();
 }
 
-/** In canvas pixels; one that is narrower than can be seen is made as wide as can be. */
+/** In canvas pixels, none narrower than `MIN_WIDTH`. */
 function spans(plot: uPlot, stretches: Stretch[]): { left: number; width: number }[] {
   const { min, max } = plot.scales.x!;
   return stretches
@@ -132,7 +156,7 @@ function spans(plot: uPlot, stretches: Stretch[]): { left: number; width: number
     .map(({ from, to }) => {
       const left = plot.valToPos(from / SECOND, "x", true);
       const width = plot.valToPos(to / SECOND, "x", true) - left;
-      return { left, width: Math.max(NARROWEST * devicePixelRatio, width) };
+      return { left, width: Math.max(MIN_WIDTH * devicePixelRatio, width) };
     });
 }
 

@@ -1,4 +1,4 @@
-/** Instants in milliseconds since the epoch; shown in the reader's zone, and in UTC where it says so. */
+/** Instants in milliseconds since the epoch, shown in the reader's time zone unless a name says UTC. */
 
 export const SECOND = 1000;
 export const MINUTE = 60 * SECOND;
@@ -7,7 +7,7 @@ export const DAY = 24 * HOUR;
 
 let ahead = 0;
 
-/** The server's clock, as far as its answers tell: the reader's may be wrong, and ages are counted by it. */
+/** The server's clock, estimated from its answers, because the reader's clock may be wrong. */
 export function now(): number {
   return Date.now() + ahead;
 }
@@ -20,12 +20,12 @@ export function parse(timestamp: string): number {
   return Date.parse(timestamp);
 }
 
-/** In the API's own spelling, so that texts compare as instants do. */
+/** In the API's own format, so that comparing strings compares instants. */
 export function print(instant: number): string {
   return new Date(instant).toISOString().replace("Z", "000Z");
 }
 
-/** The first instant after it that the API can tell from it. */
+/** One microsecond later, the resolution of the API. */
 export function justAfter(instant: number): string {
   return print(instant).replace("000Z", "001Z");
 }
@@ -47,7 +47,7 @@ export function localDay(instant: number): string {
   return dayFormat.format(instant);
 }
 
-/** With the day where it is not today, and the year where it is not this one. */
+/** With the day unless it is today, and with the year unless it is this year. */
 export function localInstant(instant: number): string {
   const today = yearFormat.format(now());
   const day = yearFormat.format(instant);
@@ -59,12 +59,12 @@ export function localFull(instant: number): string {
   return `${yearFormat.format(instant)}, ${localTime(instant)}`;
 }
 
-/** Every digit that the API gave, less the zeros at the end of the fraction. */
+/** Every digit of the API's timestamp, without trailing zeros of the fraction. */
 export function utc(timestamp: string): string {
   return `${timestamp.replace("T", " ").replace(/\.?0*Z$/, "")} UTC`;
 }
 
-/** `Europe/Berlin, UTC+01:00`, of the moment. */
+/** The current zone and offset, such as `Europe/Berlin, UTC+01:00`. */
 export function zone(): string {
   const minutes = -new Date().getTimezoneOffset();
   const digits = (part: number) => String(Math.trunc(Math.abs(part))).padStart(2, "0");

@@ -1,21 +1,21 @@
-/** "Fetch now": ask for a fetch of every ticker, follow it, and say so when it is refused. */
+/** "Fetch now": requests a fetch of all tickers and shows its progress or its refusal. */
 
-import { ApiError, ask, keepToken, Locked } from "./api";
+import { ApiError, ask, keepToken, Locked } from "../data/api";
+import { FETCH_PRICES, FETCH_STATE, type FetchJob, inGraphiQL } from "../data/documents";
+import type { Live } from "../data/live";
+import { grouped } from "../text/decimal";
+import { breakable, byId, element, setText } from "../text/elements";
+import { localTime, parse, SECOND } from "../text/time";
 import { title } from "./cards";
-import { grouped } from "./decimal";
-import { FETCH_PRICES, FETCH_STATE, type FetchJob, inGraphiQL } from "./documents";
-import { byId, element, setText } from "./elements";
-import type { Live } from "./live";
-import { localTime, parse, SECOND } from "./time";
 
 const POLL = SECOND;
 
 const HEADLINES: Record<FetchJob["status"], string> = {
-  QUEUED: "Fetch asked for, waiting for a worker …",
+  QUEUED: "Fetch requested, waiting for a worker …",
   RUNNING: "Fetching …",
   SUCCEEDED: "Fetched: every price is stored.",
-  PARTIAL: "Fetched in part: some prices could not be had.",
-  FAILED: "The fetch failed: no price could be had.",
+  PARTIAL: "Fetched in part: some prices could not be fetched.",
+  FAILED: "The fetch failed: no price could be fetched.",
 };
 
 export class Fetching {
@@ -25,7 +25,7 @@ export class Fetching {
   private readonly list = byId("fetching-tickers");
   private readonly form = byId<HTMLFormElement>("token-form");
   private readonly input = byId<HTMLInputElement>("token");
-  /** To be tried, for the fetches after it too. */
+  /** The token typed last, for this fetch and the next ones. */
   private token: string | undefined;
 
   constructor(private readonly live: Live) {
@@ -45,7 +45,7 @@ export class Fetching {
   private async fetch(): Promise<void> {
     if (this.button.getAttribute("aria-disabled") === "true") return;
     this.button.setAttribute("aria-disabled", "true");
-    this.say("busy", "Asking for a fetch …");
+    this.say("busy", "Requesting a fetch …");
     this.list.replaceChildren();
     try {
       const { fetchPrices } = await ask<{ fetchPrices: FetchJob }>(FETCH_PRICES, {}, { token: this.token });
@@ -55,7 +55,7 @@ export class Fetching {
       await this.follow(fetchPrices.id);
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      // Then the page asks for the token, once for all that it reads.
+      // Then the page asks for the token itself.
       if (error instanceof Locked) this.panel.hidden = true;
       else await this.refuse(error);
     } finally {
@@ -63,7 +63,7 @@ export class Fetching {
     }
   }
 
-  /** By subscription, or where there is none by asking again and again. */
+  /** By subscription, or by polling if the subscription fails. */
   private async follow(id: string): Promise<void> {
     let job: FetchJob | null = null;
     const show = (state: FetchJob) => this.show((job = state));
@@ -72,7 +72,7 @@ export class Fetching {
     });
     while (!isEnded(job)) {
       const { fetchJob } = await ask<{ fetchJob: FetchJob | null }>(FETCH_STATE, { id });
-      if (!fetchJob) throw new ApiError("INTERNAL_SERVER_ERROR", "The API no longer knows of this fetch.");
+      if (!fetchJob) throw new ApiError("INTERNAL_SERVER_ERROR", "The API no longer has this fetch.");
       show(fetchJob);
       if (!isEnded(fetchJob)) await new Promise((resolve) => setTimeout(resolve, POLL));
     }
@@ -90,7 +90,7 @@ export class Fetching {
           : failure
             ? ["bad", `${failure.code}: ${failure.message}`]
             : ["busy", job.status === "QUEUED" ? "waiting" : "fetching"];
-        return element("li", { class: kind!, "data-ticker": ticker }, element("b", {}, title(ticker)), " ", text!);
+        return element("li", { class: kind!, "data-ticker": ticker }, element("b", {}, title(ticker)), " ", ...breakable(text!));
       }),
     );
   }

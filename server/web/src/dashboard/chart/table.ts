@@ -1,18 +1,20 @@
-/** What the chart shows, as a table: for those who cannot see it, and for those who want the digits. */
+/** The chart as a table, for screen readers and for exact digits. */
 
+import { reasonOf } from "../data/tickers";
+import { counted, grouped } from "../text/decimal";
+import { byId, element, setText } from "../text/elements";
+import { localFull, parse, utc } from "../text/time";
 import { SOURCES } from "./cursor";
-import { grouped } from "./decimal";
-import { byId, element, setText } from "./elements";
 import { breaksBetween, type Hole, type Item } from "./stretches";
-import { reasonOf } from "./tickers";
-import { localFull, parse, utc } from "./time";
 
 const ROWS = 50;
 
+/** UTC stands last, so that a narrow screen shows the price without scrolling. */
 const HEADS = {
-  price: ["Local time", "UTC", "Price", "Source"],
-  candle: ["Local time", "UTC", "Open", "High", "Low", "Close", "Prices"],
+  price: ["Local time", "Price", "Source", "UTC"],
+  candle: ["Local time", "Open", "High", "Low", "Close", "Prices", "UTC"],
 };
+const NUMBERS = new Set(["Price", "Open", "High", "Low", "Close", "Prices"]);
 
 export class Table {
   private readonly details = byId<HTMLDetailsElement>("table");
@@ -35,7 +37,7 @@ export class Table {
     this.draw();
   }
 
-  /** Only while it is open: most readers never do. */
+  /** Only while it is open, because most readers never open it. */
   private draw(): void {
     if (!this.details.open) return;
     const heads = HEADS[this.items[0]?.candle ? "candle" : "price"];
@@ -51,16 +53,17 @@ export class Table {
     });
     this.drawRows(rows);
     this.more.hidden = this.items.length <= this.rows;
-    setText(this.table.caption!, `Newest first, ${newest.length} of ${this.items.length}`);
+    setText(this.table.caption!, `Newest first, ${newest.length} of ${counted(this.items.length, "row")}`);
   }
 
   private drawHead(heads: string[]): void {
     const head = this.table.tHead!;
     if (head.rows[0]?.cells.length === heads.length) return;
-    head.replaceChildren(element("tr", {}, ...heads.map((name) => element("th", { scope: "col" }, name))));
+    const cells = heads.map((name) => element("th", { scope: "col", ...classOf(name) }, name));
+    head.replaceChildren(element("tr", {}, ...cells));
   }
 
-  /** Rows that are there already stay, so that whoever reads them, or has marked some, is not disturbed. */
+  /** Keep existing rows, so that a selection or a screen reader's position in them survives. */
   private drawRows(rows: Row[]): void {
     const body = this.table.tBodies[0]!;
     const wanted = new Set(rows.map(({ key }) => key));
@@ -75,7 +78,7 @@ export class Table {
   }
 }
 
-/** A row that need not be made where one with its key is there. */
+/** Made only if the table has no row with this key yet. */
 interface Row {
   key: string;
   make: () => HTMLTableRowElement;
@@ -83,6 +86,7 @@ interface Row {
 
 function rowOf({ price, candle, isBackfilled }: Item): Row {
   const timestamp = price?.timestamp ?? candle!.start;
+  const heads = HEADS[candle ? "candle" : "price"];
   const cells = price
     ? [grouped(price.price), SOURCES[price.source]]
     : [candle!.open, candle!.high, candle!.low, candle!.close].map(grouped).concat(String(candle!.samples));
@@ -91,13 +95,17 @@ function rowOf({ price, candle, isBackfilled }: Item): Row {
       "tr",
       { "data-timestamp": timestamp },
       element("th", { scope: "row" }, localFull(parse(timestamp))),
+      ...cells.map((text, index) => element("td", classOf(heads[index + 1]!), text)),
       element("td", {}, utc(timestamp)),
-      ...cells.map((text, index) => element("td", price && index === 1 ? {} : { class: "number" }, text)),
     );
     row.classList.toggle("backfilled", isBackfilled);
     return row;
   };
   return { key: [timestamp, isBackfilled, ...cells].join(), make };
+}
+
+function classOf(head: string): Record<string, string> {
+  return NUMBERS.has(head) ? { class: "number" } : head === "Source" ? { class: "source" } : {};
 }
 
 function missingRow({ from, gap }: Hole, width: number): Row {
@@ -107,8 +115,8 @@ function missingRow({ from, gap }: Hole, width: number): Row {
       "tr",
       { class: "missing" },
       element("th", { scope: "row" }, localFull(from)),
+      element("td", { class: "reason", colspan: String(width - 2) }, missing),
       element("td", {}, utc(gap.fromDt)),
-      element("td", { colspan: String(width - 2) }, missing),
     );
   return { key: [gap.fromDt, missing].join(), make };
 }

@@ -1,44 +1,21 @@
-/** The chart: uPlot for scales, axes and lines; what it does not know of is in `drawing.ts` and `cursor.ts`. */
+/** The chart. uPlot draws scales, axes and lines; `drawing.ts` and `cursor.ts` draw the rest. */
 
 import "uplot/dist/uPlot.min.css";
 import uPlot from "uplot";
-import type { Form } from "./choice";
-import { drawCandles, drawHoles, drawRequested, drawSources, type Palette, readPalette } from "./drawing";
-import type { Price } from "./documents";
-import { breaksBetween, type Hole, type Item, type Stretch } from "./stretches";
-import { DAY, localDay, localMinute, localTime, MINUTE, SECOND } from "./time";
+import { SECOND } from "../text/time";
+import { priceLabels, priceRange, timeLabels, widthOfPrices } from "./axes";
+import { drawCandles, drawHoles, drawLonePrices, drawRequested, drawSources, type Palette, readPalette } from "./drawing";
+import { EMPTY_SCENE, type Scene } from "./scene";
+import { breaksBetween } from "./stretches";
 
-/** One period, ready to be drawn. */
-export interface Scene {
-  form: Form;
-  period: Stretch;
-  items: Item[];
-  holes: Hole[];
-  backfilled: Stretch[];
-  /** The first row's instant: of what lies before it in its candle, and of the period, there is nothing. */
-  begin: number;
-  requested: Price[];
-  /** Whether backfilled prices are told apart. */
-  isSourced: boolean;
-}
-
-const EMPTY: Scene = {
-  form: "line",
-  period: { from: 0, to: 1 },
-  items: [],
-  holes: [],
-  backfilled: [],
-  begin: 0,
-  requested: [],
-  isSourced: true,
-};
 const FONT = '12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
 const ASPECT = 0.42;
-const HEIGHTS = { least: 230, most: 400 };
+const MIN_HEIGHT = 230;
+const MAX_HEIGHT = 400;
 
 export class Chart {
   readonly plot: uPlot;
-  scene = EMPTY;
+  scene = EMPTY_SCENE;
   private palette: Palette;
 
   constructor(private readonly frame: HTMLElement) {
@@ -63,15 +40,7 @@ export class Chart {
 
   private get size(): { width: number; height: number } {
     const width = Math.max(200, this.frame.clientWidth);
-    return { width, height: Math.round(Math.min(HEIGHTS.most, Math.max(HEIGHTS.least, width * ASPECT))) };
-  }
-
-  /** The axis' labels; none where there is nothing to measure. */
-  private prices(splits: number[], increment: number): string[] {
-    if (this.scene.items.length === 0) return splits.map(() => "");
-    const decimals = [0, 1, 2, 3, 4, 5, 6, 7].find((count) => Number.isInteger(+(increment * 10 ** count).toFixed(6))) ?? 8;
-    const format = new Intl.NumberFormat("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
-    return splits.map((split) => format.format(split));
+    return { width, height: Math.round(Math.min(MAX_HEIGHT, Math.max(MIN_HEIGHT, width * ASPECT))) };
   }
 
   private options(): uPlot.Options {
@@ -81,6 +50,8 @@ export class Chart {
       grid: { stroke: () => this.palette.grid, width: 1 },
       ticks: { show: false },
     };
+    const prices = (splits: number[], increment: number) =>
+      this.scene.items.length === 0 ? splits.map(() => "") : priceLabels(splits, increment);
     const outline: uPlot.Series = { paths: () => null, points: { show: false } };
     return {
       ...this.size,
@@ -89,11 +60,11 @@ export class Chart {
       padding: [12, 22, 0, 0],
       scales: {
         x: { range: () => [this.scene.period.from / SECOND, this.scene.period.to / SECOND] },
-        y: { range: (_, min, max) => (min === null ? [0, 1] : uPlot.rangeNum(min, max, 0.12, true)) },
+        y: { range: (_, min, max) => priceRange(min, max) },
       },
       axes: [
         { ...axis, space: 70, values: (_, splits, __, ___, increment) => splits.map(timeLabels(increment * SECOND)) },
-        { ...axis, size: widthOfPrices, space: 44, values: (_, splits, __, ___, increment) => this.prices(splits, increment) },
+        { ...axis, size: widthOfPrices, space: 44, values: (_, splits, __, ___, increment) => prices(splits, increment) },
       ],
       series: [
         {},
@@ -107,6 +78,7 @@ export class Chart {
         draw: [
           (plot) => {
             drawCandles(plot, this.scene, this.palette);
+            drawLonePrices(plot, this.scene, this.palette);
             drawRequested(plot, this.scene, this.palette);
             drawSources(plot, this.scene, this.palette);
           },
@@ -118,7 +90,7 @@ export class Chart {
 
 /**
  * The time axis, the backfilled line, the observed line, highs and lows. A segment between an observed and a backfilled
- * price belongs to the backfilled line. Floats are exact enough for pixels, and only pixels are made of these.
+ * price belongs to the backfilled line.
  */
 function dataOf({ form, items, holes }: Scene): uPlot.AlignedData {
   const [times, backfilled, observed, highs, lows]: (number | null)[][] = [[], [], [], [], []];
@@ -139,23 +111,4 @@ function dataOf({ form, items, holes }: Scene): uPlot.AlignedData {
     lows!.push(form === "candles" ? Number(item.candle!.low) : null);
   });
   return [times, backfilled, observed, highs, lows] as uPlot.AlignedData;
-}
-
-/** Hours and minutes, the day below where it changes. */
-function timeLabels(increment: number): (split: number) => string {
-  let day = "";
-  return (split) => {
-    const instant = split * SECOND;
-    const today = localDay(instant);
-    if (increment >= DAY) return today;
-    const time = increment >= MINUTE ? localMinute(instant) : localTime(instant);
-    const isNew = today !== day;
-    day = today;
-    return isNew ? `${time}\n${today}` : time;
-  };
-}
-
-function widthOfPrices(_: uPlot, labels: string[] | null): number {
-  const longest = Math.max(4, ...(labels ?? []).map((label) => label.length));
-  return 16 + longest * 7;
 }

@@ -1,17 +1,17 @@
-/** How complete the shown period is, and what is missing and why. */
+/** How complete the shown period is, what is missing, and why. */
 
-import { element, setText } from "./elements";
-import type { Gap, Source } from "./documents";
-import type { History } from "./history";
-import { countBySource } from "./stretches";
-import { reasonOf } from "./tickers";
-import { localInstant, parse, print, utc } from "./time";
+import type { History } from "../chart/history";
+import { countBySource } from "../chart/stretches";
+import type { Gap, Source } from "../data/documents";
+import { reasonOf } from "../data/tickers";
+import { counted } from "../text/decimal";
+import { element, setText } from "../text/elements";
+import { localInstant, parse, print, utc } from "../text/time";
 
-const MOST_LISTED = 100;
+const MAX_LISTED = 100;
 
-const TOO_MANY = "In so long a period, backfilled prices are not told apart.";
+const TOO_MANY = "The period is too long to tell observed and backfilled prices apart.";
 
-/** Its colour, its name, how many. */
 type Share = [kind: "observed" | "backfilled" | "unsourced" | "missing", name: string, size: number];
 
 const count = new Intl.NumberFormat("en-US");
@@ -30,10 +30,10 @@ export class Completeness {
   }
 
   show(history: History): void {
-    const { beginning, coverage, counted, sourced } = history;
-    if (!coverage || !counted) {
+    const { beginning, coverage, counted: period, sourced } = history;
+    if (!coverage || !period) {
       setText(this.headline, "");
-      setText(this.words, history.error ? "It could not be counted." : "Counting …");
+      setText(this.words, history.error ? "The count failed." : "Counting …");
       this.drawShares([], 1);
       setText(this.kinds, "");
       this.list([]);
@@ -42,10 +42,10 @@ export class Completeness {
     const { expected, present } = coverage;
     const missing = expected - present;
     setText(this.headline, expected === 0 ? "" : percentOf(present, expected));
-    const isWithin = typeof beginning === "number" && beginning > counted.from;
+    const isWithin = typeof beginning === "number" && beginning > period.from;
     const rule = isWithin ? ` Collected since ${localInstant(beginning)}; nothing is expected before.` : "";
     setText(this.words, inWords(expected, missing) + rule);
-    const [from, to] = [print(counted.from), print(counted.to - history.grid)];
+    const [from, to] = [print(period.from), print(period.to - history.grid)];
     const ended = sourced?.filter(({ timestamp }) => from <= timestamp && timestamp <= to);
     const kinds = ended && countBySource(ended);
     const observed = Math.min(kinds?.SCHEDULED ?? present, present);
@@ -53,15 +53,15 @@ export class Completeness {
       ? [["observed", "observed", observed], ["backfilled", "backfilled", present - observed]]
       : [["unsourced", "observed or backfilled", present]];
     this.drawShares([...stored, ["missing", "missing", missing]], expected);
-    const since = isWithin ? beginning : counted.from;
-    const period = `Slots that have ended from ${localInstant(since)} to ${localInstant(counted.to)}.`;
-    setText(this.kinds, `${period} ${kinds ? sourcesInWords(kinds, present - observed) : history.sources === null ? TOO_MANY : ""}`);
+    const since = isWithin ? beginning : period.from;
+    const slots = `Ended slots from ${localInstant(since)} to ${localInstant(period.to)}.`;
+    setText(this.kinds, `${slots} ${kinds ? sourcesInWords(kinds, present - observed) : history.sources === null ? TOO_MANY : ""}`);
     this.kinds.hidden = expected === 0 && ended?.length === 0;
     this.shares.hidden = expected === 0;
     this.list(coverage.gaps);
   }
 
-  /** A line for each, for one bar of all would be read as time, which the strip under the chart is. */
+  /** One bar for each share. A single bar would look like the chart's strip, whose direction is time. */
   private drawShares(shares: Share[], expected: number): void {
     const lines = shares.filter(([, , size]) => size > 0).map((share) => [...share, shareOf(share[2], expected)] as const);
     if (lines.join() === this.drawn) return;
@@ -84,15 +84,15 @@ export class Completeness {
       return;
     }
     const isOpen = this.gaps.querySelector("details")?.open ?? true;
-    const newest = gaps.slice(-MOST_LISTED).reverse();
+    const newest = gaps.slice(-MAX_LISTED).reverse();
     const details = element(
       "details",
       {},
-      element("summary", {}, gaps.length === 1 ? "1 gap" : `${count.format(gaps.length)} gaps, newest first`),
+      element("summary", {}, `${counted(gaps.length, "gap")}${gaps.length > 1 ? ", newest first" : ""}`),
       element("ol", {}, ...newest.map(gapItem)),
     );
     details.open = isOpen;
-    if (newest.length < gaps.length) details.append(element("p", { class: "quiet" }, `The newest ${MOST_LISTED} are listed.`));
+    if (newest.length < gaps.length) details.append(element("p", { class: "quiet" }, `The newest ${MAX_LISTED} are listed.`));
     this.gaps.replaceChildren(details);
   }
 }
@@ -100,11 +100,10 @@ export class Completeness {
 function gapItem(gap: Gap): HTMLElement {
   const [from, to] = [parse(gap.fromDt), parse(gap.toDt)];
   const period = element("time", { datetime: gap.fromDt, title: utc(gap.fromDt) }, `${localInstant(from)} – ${localInstant(to)}`);
-  const missing = gap.missing === 1 ? "1 price" : `${count.format(gap.missing)} prices`;
-  return element("li", {}, period, element("span", { class: "gap-size" }, missing), element("span", {}, reasonOf(gap)));
+  return element("li", {}, period, element("span", { class: "gap-size" }, counted(gap.missing, "price")), element("span", {}, reasonOf(gap)));
 }
 
-/** Rows of before a ticker was first collected are there for the chart; nothing was expected then. */
+/** Rows from before a ticker was first collected appear in the chart, but nothing was expected then. */
 function sourcesInWords({ SCHEDULED, BACKFILLED, REQUESTED }: Record<Source, number>, backfilled: number): string {
   const earlier = Math.max(0, BACKFILLED - backfilled);
   const uncounted = [
@@ -112,7 +111,7 @@ function sourcesInWords({ SCHEDULED, BACKFILLED, REQUESTED }: Record<Source, num
     ...(REQUESTED ? [`${count.format(REQUESTED)} requested`] : []),
   ];
   const counted = `${count.format(SCHEDULED)} observed, ${count.format(backfilled)} backfilled.`;
-  return uncounted.length === 0 ? counted : `${counted} Besides, not counted: ${uncounted.join(", ")}.`;
+  return uncounted.length === 0 ? counted : `${counted} Not counted: ${uncounted.join(", ")}.`;
 }
 
 /** Rounded down, so that only a whole period is 100 %. */
@@ -121,7 +120,7 @@ function percentOf(present: number, expected: number): string {
   return present === expected ? "100 %" : `${(hundredths / 100).toFixed(2)} %`;
 }
 
-/** To the nearest, but never nothing or all of it where it is not. */
+/** Rounded, but a part is never shown as 0 % or 100 %. */
 function shareOf(size: number, expected: number): string {
   if (size === expected) return "100 %";
   const percent = (size / expected) * 100;
@@ -129,7 +128,7 @@ function shareOf(size: number, expected: number): string {
 }
 
 function inWords(expected: number, missing: number): string {
-  if (expected === 0) return "Nothing was to be collected in this period so far.";
-  const present = `${count.format(expected - missing)} of ${count.format(expected)} prices are there`;
-  return missing === 0 ? `${present}: complete.` : `${present}; ${count.format(missing)} ${missing === 1 ? "is" : "are"} missing.`;
+  if (expected === 0) return "No prices are expected in this period so far.";
+  const present = `${count.format(expected - missing)} of ${counted(expected, "expected price")} stored`;
+  return missing === 0 ? `${present}: complete.` : `${present}, ${count.format(missing)} missing.`;
 }

@@ -1,4 +1,4 @@
-/** The GraphQL of this page, and what it answers. Each panel links to its own in GraphiQL. */
+/** The GraphQL documents of this page and the types of their answers. Each panel links to its document in GraphiQL. */
 
 export type Source = "SCHEDULED" | "REQUESTED" | "BACKFILLED";
 
@@ -51,7 +51,7 @@ export interface FetchJob {
   failures: { ticker: string; code: string; message: string }[];
 }
 
-/** Rows of one answer; more are paged. */
+/** The most rows of one answer. */
 export const MAX_LIMIT = 10_000;
 
 const PRICE = "ticker price timestamp observedAt source testnet";
@@ -99,7 +99,7 @@ export const COVERAGE = `query Coverage($ticker: String!, $fromDt: DateTime!, $t
   }
 }`;
 
-/** How many prices a period should have; and how many a slot, and all that lies before it. */
+/** How many prices a period should have. `FIRST_SLOT` asks the same of one slot and of the period before it. */
 export const EXPECTED = `query Expected($ticker: String!, $fromDt: DateTime!, $toDt: DateTime!) {
   coverage(ticker: $ticker, fromDt: $fromDt, toDt: $toDt) { expected }
 }`;
@@ -109,7 +109,7 @@ export const FIRST_SLOT = `query FirstSlot($ticker: String!, $fromDt: DateTime!,
   first: coverage(ticker: $ticker, fromDt: $slot, toDt: $toDt) { expected }
 }`;
 
-/** The newest price before an instant, of several tickers: `p0` with `$t0` and `$b0`, `p1` … */
+/** The newest price before an instant, for several tickers: `p0` with `$t0` and `$b0`, `p1` … */
 export function pricesBefore(count: number): string {
   const numbers = [...Array(count).keys()];
   const variables = numbers.map((n) => `$t${n}: String!, $b${n}: DateTime!`).join(", ");
@@ -117,7 +117,7 @@ export function pricesBefore(count: number): string {
   return `query PricesBefore(${variables}) {\n${fields.join("\n")}\n}`;
 }
 
-/** The newest gaps of several tickers: `c0` with `$t0` and `$f0`, `c1` …, all until `$toDt`. */
+/** The newest gaps of several tickers until `$toDt`: `c0` with `$t0` and `$f0`, `c1` … */
 export function recentGaps(count: number): string {
   const numbers = [...Array(count).keys()];
   const variables = ["$toDt: DateTime!", ...numbers.map((n) => `$t${n}: String!, $f${n}: DateTime!`)].join(", ");
@@ -146,7 +146,7 @@ export const PRICE_UPDATES = `subscription PriceUpdates($tickers: [String!], $si
   priceUpdates(tickers: $tickers, since: $since) { ${PRICE} }
 }`;
 
-/** Where GraphiQL shows this document, ready to be run. */
+/** The address that opens this document in GraphiQL, ready to run. */
 export function inGraphiQL(query: string, variables: object = {}): string {
   return `/graphql?${new URLSearchParams({ query, variables: JSON.stringify(variables, null, 2) })}`;
 }

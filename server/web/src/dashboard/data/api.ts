@@ -1,15 +1,15 @@
-/** Questions to the API of this server, the same one that everyone else asks. */
+/** Requests to this server's public GraphQL API. */
 
 const TIMEOUT = 10_000;
-/** While the API answers nothing without its token, it is asked again no more often than this. */
+/** The pause between requests while the API needs a token. */
 export const LOCKED_FOR = 60_000;
 
-/** What the API refused, by its stable code; or that there was no answer from it at all, which has the code `UNREACHABLE`. */
+/** An error of the API with its stable code. If the API did not answer, the code is `UNREACHABLE`. */
 export class ApiError extends Error {
   constructor(
     readonly code: string,
     message: string,
-    /** Seconds, where the API says when to come back. */
+    /** Seconds until the next attempt may succeed, if the API says so. */
     readonly retryAfter: number | null = null,
   ) {
     super(message);
@@ -20,10 +20,10 @@ export class ApiError extends Error {
   }
 }
 
-/** The API answers nothing, not even what it is asked over HTTP, without its token. */
+/** The API needs its token, even for reads. */
 export class Locked extends ApiError {
   constructor() {
-    super("UNAUTHENTICATED", "Reading this server's prices needs its token.");
+    super("UNAUTHENTICATED", "This server needs a token to read prices.");
   }
 }
 
@@ -33,12 +33,12 @@ export interface CodedError {
 }
 
 export interface Asking {
-  /** One that has not been accepted yet, to be tried instead of the one that was. */
+  /** A new token to try instead of the accepted one. */
   token?: string | undefined;
   signal?: AbortSignal;
 }
 
-/** One that the API has accepted. Kept for as long as the page is open, nowhere else. */
+/** The token that the API accepted. It is kept in memory only, so closing the page forgets it. */
 let token = "";
 let lockedUntil = 0;
 
@@ -46,19 +46,19 @@ export function keepToken(accepted: string): void {
   token = accepted;
 }
 
-/** Goes with each question, and with the socket's `connection_init`. */
+/** Sent with each request, and with the socket's `connection_init`. */
 export function authorization(tried: string = token): { Authorization: string } | undefined {
   return tried ? { Authorization: `Bearer ${tried}` } : undefined;
 }
 
 const listeners = new Set<(error: ApiError | null) => void>();
 
-/** Be told of every answer: `null` for a good one. */
+/** Calls the listener after every answer, with `null` if it has no error. */
 export function onAnswer(listener: (error: ApiError | null) => void): void {
   listeners.add(listener);
 }
 
-/** The answer's data. Raises `ApiError`, or an `AbortError` when the signal says so. */
+/** The answer's data. Raises `ApiError`, or `AbortError` if the signal aborts. */
 export async function ask<Data>(query: string, variables: object = {}, asking: Asking = {}): Promise<Data> {
   if (Date.now() < lockedUntil && !asking.token) throw new Locked();
   try {
@@ -74,8 +74,8 @@ export async function ask<Data>(query: string, variables: object = {}, asking: A
 }
 
 async function send<Data>(query: string, variables: object, { token: tried, signal }: Asking): Promise<Data> {
-  // A header takes no others, nor does a server's token have them.
-  if (tried && !/^[\x20-\x7e]+$/.test(tried)) throw new ApiError("UNAUTHENTICATED", "That is no token.");
+  // A header can carry printable ASCII only, and so can a token.
+  if (tried && !/^[\x20-\x7e]+$/.test(tried)) throw new ApiError("UNAUTHENTICATED", "This is not a valid token.");
   const timeout = AbortSignal.timeout(TIMEOUT);
   let answer: { data?: Data | null; errors?: CodedError[] };
   try {
@@ -98,7 +98,7 @@ async function send<Data>(query: string, variables: object, { token: tried, sign
     throw new ApiError("UNREACHABLE", `The API cannot be reached: ${reason}.`);
   }
   if (answer.errors?.[0]) throw refusal(answer.errors[0]);
-  if (!answer.data) throw new ApiError("UNREACHABLE", "What answered is not the API.");
+  if (!answer.data) throw new ApiError("UNREACHABLE", "The answer did not come from the API.");
   return answer.data;
 }
 

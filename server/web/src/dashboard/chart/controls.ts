@@ -1,7 +1,7 @@
 /** The choice of range, interval and form above the chart. */
 
-import { type Choice, effective, type Form, type Interval, labelOf, offered, type Range, RANGES } from "./choice";
-import { byId, element } from "./elements";
+import { byId, element } from "../text/elements";
+import { type Choice, effective, type Form, type Interval, labelOf, offered, type Range, RANGES, resolve } from "./choice";
 
 export class Controls {
   private readonly ranges = byId("ranges");
@@ -21,11 +21,12 @@ export class Controls {
 
   /** `grid`: seconds from slot to slot. */
   show(grid: number): void {
-    const { range, form, interval } = this.choice;
+    const resolved = resolve(this.choice, grid);
+    const { range, form, interval } = resolved;
     check(this.ranges, range);
     check(this.forms, form);
     const intervals = offered(range, form, grid);
-    const automatic = `Auto: ${labelOf(effective({ ...this.choice, interval: "AUTO" }, grid))}`;
+    const automatic = `Auto: ${labelOf(effective({ ...resolved, interval: "AUTO" }, grid))}`;
     const options = [["AUTO", automatic], ...intervals.map((name) => [name, labelOf(name)])] as [string, string][];
     this.intervals.replaceChildren(...options.map(([value, label]) => element("option", { value }, label)));
     this.intervals.value = intervals.some((name) => name === interval) ? interval : "AUTO";

@@ -1,10 +1,10 @@
-/** How the page stands with the API: live, reconnecting or offline; and in words what that means for what is shown. */
+/** The state of the connection to the API, and a notice that says what it means for the prices shown. */
 
-import { type ApiError, Locked } from "./api";
-import { byId, setText } from "./elements";
-import type { Live } from "./live";
-import { age, isStale, type Known, reasonOf } from "./tickers";
-import { duration, localTime, SECOND } from "./time";
+import { type ApiError, Locked } from "../data/api";
+import type { Live } from "../data/live";
+import { age, isStale, type Known, reasonOf } from "../data/tickers";
+import { byId, setText } from "../text/elements";
+import { duration, localTime, SECOND } from "../text/time";
 
 type State = "connecting" | "live" | "reconnecting" | "impaired" | "offline" | "locked";
 
@@ -16,7 +16,7 @@ const NAMES: Record<State, string> = {
   offline: "Offline",
   locked: "Token needed",
 };
-/** A connection that is back sooner is not worth words. */
+/** A connection that returns sooner needs no notice. */
 const GRACE = 1.5 * SECOND;
 
 export class Status {
@@ -39,14 +39,14 @@ export class Status {
     this.retry.addEventListener("click", onRetry);
   }
 
-  /** An answer of the API, `null` for a good one. A refusal of one request is that panel's to tell. */
+  /** Note an answer of the API, `null` without an error. Errors of one request are shown by its panel. */
   note(error: ApiError | null): void {
     if (!error) this.hear();
-    const isOfAll = !error || error.isUnreachable || error.code === "STORAGE_UNAVAILABLE";
-    if (isOfAll || error instanceof Locked) this.error = error;
+    const concernsAll = !error || error.isUnreachable || error.code === "STORAGE_UNAVAILABLE";
+    if (concernsAll || error instanceof Locked) this.error = error;
   }
 
-  /** Something came, by whichever way. */
+  /** Note that the API sent something, over HTTP or the socket. */
   hear(): void {
     this.answeredAt = Date.now();
   }
@@ -83,18 +83,22 @@ export class Status {
   }
 
   private wordsFor(state: State, tickers: Known[]): [kind: string, text: string] {
-    const asOf = this.answeredAt ? ` What is shown is as of ${localTime(this.answeredAt)}.` : "";
+    const asOf = this.answeredAt ? ` The page shows the state of ${localTime(this.answeredAt)}.` : "";
     if (state === "offline") return ["bad", `The API cannot be reached.${asOf}`];
     if (state === "locked") return ["warn", `${this.error!.message}${asOf}`];
     if (state === "impaired") return ["bad", `The API answers, but its database does not (${this.error!.code}).${asOf}`];
     if (state !== "live" && Date.now() - this.lostAt! > GRACE) {
       const because = this.live.error ? ` (${this.live.error.code}: ${this.live.error.message})` : "";
-      return ["warn", `The live connection is lost${because}. Until it is back, prices are read every few seconds.`];
+      return ["warn", `The live connection is lost${because}. Until it returns, the page reads prices every few seconds.`];
     }
     if (tickers.length === 0) return ["", ""];
     const collected = tickers.filter(({ latest }) => latest);
+    const unknown = tickers.filter(({ near }) => near);
+    if (unknown.length === tickers.length) {
+      return ["bad", "No ticker of this server exists at the exchange, so nothing is collected. Correct TICKERS."];
+    }
     if (collected.length === 0) {
-      return ["info", "Nothing has been collected yet. The first price appears here by itself, as soon as one is stored."];
+      return ["info", "Nothing has been collected yet. The first price appears here as soon as it is stored."];
     }
     if (collected.every(isStale)) return ["warn", staleWords(collected)];
     return ["", ""];
@@ -105,7 +109,7 @@ function staleWords(tickers: Known[]): string {
   const youngest = Math.min(...tickers.map((known) => age(known)!));
   const gap = tickers.find((known) => known.gap)?.gap;
   const why = gap ? `: ${reasonOf(gap)}` : "";
-  // To the minute, or what is announced would change every second.
+  // To the minute, because a screen reader announces every change.
   const old = youngest < 60 * SECOND ? "less than a minute" : duration(Math.floor(youngest / 60_000) * 60_000);
-  return `No price is fresh, the newest is ${old} old${why}.`;
+  return `Every price is stale; the newest is ${old} old${why}.`;
 }

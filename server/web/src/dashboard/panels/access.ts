@@ -1,8 +1,8 @@
-/** The token of a server that answers nothing without it: asked for once, for all that this page reads. */
+/** The form for the token of a server that needs one for reads. One token serves every request of the page. */
 
-import { ApiError, ask, keepToken } from "./api";
-import { TICKERS } from "./documents";
-import { byId, setText } from "./elements";
+import { ApiError, ask, keepToken } from "../data/api";
+import { TICKERS } from "../data/documents";
+import { byId, setText } from "../text/elements";
 
 export class Access {
   private readonly form = byId<HTMLFormElement>("access");
@@ -18,7 +18,7 @@ export class Access {
 
   private async offer(token: string): Promise<void> {
     if (!token) return;
-    setText(this.hint, "Asking …");
+    setText(this.hint, "Checking …");
     try {
       await ask(TICKERS, {}, { token });
       keepToken(token);

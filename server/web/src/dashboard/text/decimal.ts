@@ -1,6 +1,13 @@
-/** Prices are exact decimals in plain notation, as text. Nothing that is shown of them goes through a float. */
+/** Prices are exact decimals in plain notation, as strings. No shown price goes through a float. */
 
-/** `87091.73` as `87,091.73`: for reading, with every digit. */
+const integer = new Intl.NumberFormat("en-US");
+
+/** `1 price`, `1,200 prices`. */
+export function counted(count: number, noun: string): string {
+  return `${integer.format(count)} ${noun}${count === 1 ? "" : "s"}`;
+}
+
+/** `87091.73` as `87,091.73`, with every digit. */
 export function grouped(decimal: string): string {
   const [whole = "", fraction] = decimal.split(".");
   const groups = whole.replace(/\B(?=(\d{3})+$)/g, ",");
@@ -9,9 +16,9 @@ export function grouped(decimal: string): string {
 
 export interface Change {
   direction: "up" | "down" | "none";
-  /** With its sign, exact. */
+  /** Exact, with its sign. */
   difference: string;
-  /** With its sign, to two decimals; `null` where there is nothing to divide by. */
+  /** With its sign, to two decimals; `null` if the earlier price is zero. */
   percent: string | null;
 }
 

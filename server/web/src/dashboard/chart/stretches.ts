@@ -1,14 +1,14 @@
-/** From the rows of a period: what a line is drawn through, where it breaks, and which stretches were backfilled. */
+/** Turns the rows of a period into points of a line, its breaks, and its backfilled stretches. */
 
-import type { Candle, Gap, Price } from "./documents";
+import type { Candle, Gap, Price } from "../data/documents";
+import { parse } from "../text/time";
 import type { History, Sourced } from "./history";
-import { parse } from "./time";
 
-/** What the cursor can point at. */
+/** A point of the chart: a price or a candle. */
 export interface Item {
-  /** Where it stands on the time axis: a price at its timestamp, a candle at its middle. */
+  /** Its place on the time axis: a price's timestamp, a candle's middle. */
   at: number;
-  /** What it stands for: [from, to). */
+  /** The half-open period [from, to) of the price or the candle. */
   from: number;
   to: number;
   isBackfilled: boolean;
@@ -21,7 +21,7 @@ export interface Stretch {
   to: number;
 }
 
-/** Prices never change, and there may be thousands of them to draw every second. */
+/** Cached, because prices never change and thousands may be drawn every second. */
 const itemsOfPrices = new WeakMap<Price, Item>();
 
 function itemOf(price: Price, step: number): Item {
@@ -47,7 +47,7 @@ export function itemsOf(history: History): Item[] {
   });
 }
 
-/** Missing slots, in the order of time. */
+/** Missing slots, oldest first. */
 export interface Hole extends Stretch {
   gap: Gap;
 }
@@ -56,7 +56,7 @@ export function holesOf(gaps: Gap[]): Hole[] {
   return gaps.map((gap) => ({ from: parse(gap.fromDt), to: parse(gap.toDt), gap }));
 }
 
-/** A line breaks between two neighbours with a slot missing between them; for candles, where a whole one is missing. */
+/** A line breaks if a slot between two neighbours is missing; between candles, if a whole candle is missing. */
 export function breaksBetween(a: Item, b: Item, holes: Hole[]): boolean {
   if (a.candle && b.from <= a.to) return false;
   const [from, to] = a.candle ? [a.to, b.from] : [a.at, b.at];
@@ -64,7 +64,7 @@ export function breaksBetween(a: Item, b: Item, holes: Hole[]): boolean {
   return hole !== undefined && hole.from < to;
 }
 
-/** Runs of backfilled rows, each from its first to the slot after its last one. */
+/** Runs of backfilled rows, each from its first row to the slot after its last row. */
 export function backfilledStretches(rows: Sourced[], step: number): Stretch[] {
   const stretches: Stretch[] = [];
   let open: Stretch | null = null;
@@ -81,14 +81,14 @@ export function backfilledStretches(rows: Sourced[], step: number): Stretch[] {
   return stretches;
 }
 
-/** How many of the rows came each way. */
+/** How many rows each source has. */
 export function countBySource(rows: Sourced[]): Record<Sourced["source"], number> {
   const counts = { SCHEDULED: 0, REQUESTED: 0, BACKFILLED: 0 };
   for (const { source } of rows) counts[source] += 1;
   return counts;
 }
 
-/** The item nearest to an instant, -1 where there is none. */
+/** The index of the item nearest to an instant, or -1 if there are none. */
 export function nearest(items: Item[], at: number): number {
   const next = firstWith(items, (item) => item.at >= at);
   const [before, after] = [items[next - 1], items[next]];
@@ -100,7 +100,7 @@ export function holeAt(holes: Hole[], at: number): Hole | null {
   return hole && hole.from <= at ? hole : null;
 }
 
-/** Where in an ordered list a condition begins to hold; its length where it never does. */
+/** Binary search: the first index at which a condition holds, or the length if it never holds. */
 function firstWith<One>(list: One[], holds: (one: One) => boolean): number {
   let low = 0;
   for (let high = list.length; low < high; ) {

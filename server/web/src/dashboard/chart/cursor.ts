@@ -1,12 +1,12 @@
-/** The crosshair and what it points at: by mouse, by finger, and by the arrow keys. */
+/** The crosshair and its tooltip, moved by mouse, touch and arrow keys. */
 
+import type { Source } from "../data/documents";
+import { reasonOf } from "../data/tickers";
+import { counted, grouped } from "../text/decimal";
+import { breakable, element } from "../text/elements";
+import { localFull, localTime, parse, SECOND, utc } from "../text/time";
 import type { Chart } from "./chart";
-import { grouped } from "./decimal";
-import type { Source } from "./documents";
-import { element } from "./elements";
 import { type Hole, holeAt, type Item, nearest } from "./stretches";
-import { reasonOf } from "./tickers";
-import { localFull, localTime, parse, SECOND, utc } from "./time";
 
 export const SOURCES: Record<Source, string> = {
   SCHEDULED: "scheduled",
@@ -22,7 +22,7 @@ export class Cursor {
   private readonly line = element("div", { class: "crosshair", hidden: "" });
   private readonly dot = element("div", { class: "crosshair-dot", hidden: "" });
   private readonly tip = element("dl", { class: "tip", hidden: "" });
-  /** The instant pointed at, kept while the chart slides on below it. */
+  /** The instant pointed at. It stays while the chart slides. */
   private at: number | null = null;
 
   constructor(
@@ -36,6 +36,7 @@ export class Cursor {
     over.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && this.clear());
     handle.addEventListener("keydown", (event) => this.press(event));
     handle.addEventListener("blur", () => this.clear());
+    new ResizeObserver(() => this.update()).observe(over);
   }
 
   clear(): void {
@@ -43,7 +44,10 @@ export class Cursor {
     this.update();
   }
 
-  /** Draw it anew, after the chart has been. What a screen reader is reading changes only when its reader moves it. */
+  /**
+   * Draw it again after the chart. While the chart has the focus, the text for screen readers changes only with the
+   * cursor, because every change is read aloud.
+   */
   update(isMoved = false): void {
     const { items, holes } = this.chart.scene;
     const index = this.at === null ? -1 : nearest(items, this.at);
@@ -59,7 +63,7 @@ export class Cursor {
   private tell(items: Item[], index: number, rows: Row[]): void {
     const last = Math.max(0, items.length - 1);
     this.handle.setAttribute("aria-valuemax", String(last));
-    // Where nothing is pointed at, the text speaks of the last one.
+    // Without a cursor the text describes the last point.
     this.handle.setAttribute("aria-valuenow", String(index < 0 ? last : index));
     const text = rows.map(([name, value]) => `${name}: ${value}`).join("; ");
     this.handle.setAttribute("aria-valuetext", text || summary(items));
@@ -72,7 +76,7 @@ export class Cursor {
     const y = item ? plot.valToPos(Number(item.price?.price ?? item.candle!.close), "y") : Infinity;
     if (item) this.dot.style.transform = `translate(${x}px, ${y}px)`;
     this.tip.classList.toggle("low", y < plot.over.clientHeight / 2);
-    this.tip.replaceChildren(...rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
+    this.tip.replaceChildren(...rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, ...breakable(value))]));
     const room = width - this.tip.offsetWidth;
     const left = x > width / 2 ? x - this.tip.offsetWidth - 14 : x + 14;
     this.tip.style.transform = `translateX(${Math.max(0, Math.min(room, left))}px)`;
@@ -107,7 +111,7 @@ export class Cursor {
   }
 }
 
-/** A candle is pointed at over its whole length; a price in a hole, one that somebody asked for, only by keyboard. */
+/** A candle covers its whole length. A price inside a gap (a requested one) covers one instant, which only the keyboard hits. */
 function isOn(item: Item | undefined, at: number): boolean {
   return item !== undefined && (item.candle ? item.from <= at && at < item.to : item.at === at);
 }
@@ -135,7 +139,7 @@ function rowsOfItem({ price, candle, isBackfilled, from, to }: Item): Row[] {
 
 function rowsOfHole({ from, to, gap }: Hole): Row[] {
   return [
-    ["Missing", gap.missing === 1 ? "1 price" : `${gap.missing} prices`],
+    ["Missing", counted(gap.missing, "price")],
     ["Local", `${localFull(from)} – ${localTime(to)}`],
     ["UTC", utc(gap.fromDt)],
     ["Why", reasonOf(gap)],
@@ -144,7 +148,7 @@ function rowsOfHole({ from, to, gap }: Hole): Row[] {
 
 function summary(items: Item[]): string {
   const last = items.at(-1);
-  if (!last) return "Nothing to point at";
+  if (!last) return "No points";
   const value = last.price?.price ?? last.candle!.close;
-  return `${items.length} points; the last is ${grouped(value)} at ${localFull(last.at)}`;
+  return `${counted(items.length, "point")}; the last is ${grouped(value)} at ${localFull(last.at)}`;
 }

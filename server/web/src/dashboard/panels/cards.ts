@@ -1,9 +1,9 @@
-/** A card per ticker: the newest price, how it changed, how old it is. */
+/** A card per ticker: the newest price, its changes and its age. */
 
-import { changeBetween, grouped } from "./decimal";
-import { element, setText, unseen } from "./elements";
-import { age, isStale, type Known, reasonOf, type Span, SPANS } from "./tickers";
-import { duration, localInstant, parse, utc } from "./time";
+import { age, isStale, type Known, reasonOf, type Span, SPANS, unknownWords } from "../data/tickers";
+import { changeBetween, grouped } from "../text/decimal";
+import { breakable, element, setNumbers, setText, unseen } from "../text/elements";
+import { duration, localInstant, parse, utc } from "../text/time";
 
 const SOURCE_MARKS = { SCHEDULED: null, REQUESTED: "requested", BACKFILLED: "backfilled" };
 const ARROWS = { up: "▲", down: "▼", none: "=" };
@@ -45,7 +45,7 @@ class Card {
     this.choose.append(title(name), unseen(": show in the chart"));
     this.choose.addEventListener("click", onChoose);
     const head = element("div", { class: "card-head" }, element("h3", {}, this.choose), this.marks);
-    const newest = element("div", {}, head, this.price, this.when);
+    const newest = element("div", { class: "newest" }, head, this.price, this.when);
     const card = element("div", { class: "card" }, newest, this.changes);
     this.root = element("li", { "data-ticker": name }, card);
   }
@@ -62,15 +62,18 @@ class Card {
 
   private showMarks(known: Known): void {
     const source = known.latest && SOURCE_MARKS[known.latest.source];
-    const marks = [known.latest && isStale(known) ? "stale" : null, known.latest?.testnet ? "testnet" : null, source];
+    const freshness = known.near ? "unknown" : known.latest && isStale(known) ? "stale" : null;
+    const marks = [freshness, known.latest?.testnet ? "testnet" : null, source];
     const wanted = marks.filter((mark) => mark !== null);
     if (wanted.join() === [...this.marks.children].map((mark) => mark.textContent).join()) return;
     this.marks.replaceChildren(...wanted.map((mark) => element("span", { class: `mark mark-${mark}` }, mark)));
   }
 
-  private showPrice({ latest }: Known): void {
+  private showPrice({ latest, near }: Known): void {
     const price = latest?.price ?? "";
-    setText(this.price, latest ? grouped(price) : "No price yet");
+    const text = latest ? grouped(price) : near ? "Unknown index" : "No price yet";
+    setNumbers(this.price, text);
+    this.price.style.setProperty("--characters", String(text.length));
     this.price.classList.toggle("nothing", !latest);
     if (price !== this.shown && this.shown) {
       this.price.classList.add("fresh");
@@ -81,9 +84,9 @@ class Card {
 
   private showAge(known: Known): void {
     const old = age(known);
-    const why = known.gap && isStale(known) ? `Why: ${reasonOf(known.gap)}.` : "";
+    const why = known.near ? unknownWords(known) : known.gap && isStale(known) ? `Why: ${reasonOf(known.gap)}.` : "";
     if (!known.latest || old === null) {
-      setText(this.when, why || "It appears here as soon as one is stored.");
+      setText(this.when, why || "The first price appears here as soon as it is stored.");
       return;
     }
     const { timestamp } = known.latest;
@@ -122,8 +125,8 @@ class Card {
             { class: `change ${change.direction}` },
             element("span", { class: "arrow", "aria-hidden": "true" }, ARROWS[change.direction]),
             element("strong", {}, change.percent ?? ""),
-            element("span", { class: "difference" }, change.difference),
-            element("span", { class: "earlier" }, from),
+            element("span", { class: "difference" }, ...breakable(change.difference)),
+            element("span", { class: "earlier" }, ...breakable(from)),
           ),
         ];
       }),
@@ -131,7 +134,7 @@ class Card {
   }
 }
 
-/** `btc_usd` as the exchange names it. */
+/** `btc_usd` as `BTC/USD`. */
 export function title(ticker: string): string {
   return ticker.toUpperCase().replace("_", "/");
 }

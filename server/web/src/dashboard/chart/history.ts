@@ -1,18 +1,18 @@
-/** The shown period of one ticker: its prices or candles, what is missing, and what of it was backfilled. */
+/** The data of the shown period of one ticker: prices or candles, gaps, and the source of each price. */
 
-import { ApiError, isAbort } from "./api";
-import { CANDLES, type Choice, effective, type Interval, RANGES } from "./choice";
-import type { Candle, Coverage, Price, Source } from "./documents";
+import { ApiError, isAbort } from "../data/api";
+import type { Candle, Coverage, Price, Source } from "../data/documents";
+import { now, parse, print, SECOND } from "../text/time";
+import { CANDLES, effective, type Interval, RANGES, type Resolved } from "./choice";
 import { insertRow, mergeCandles, type Period, readBeginning, readCandles, readCoverage, readPrices, readSources } from "./rows";
-import { now, parse, print, SECOND } from "./time";
 
 export interface Sourced {
   timestamp: string;
   source: Source;
 }
 
-/** Rows that are looked through for backfilled ones where candles are drawn, which do not say it themselves. */
-const MOST_SOURCES = 50_000;
+/** Candles do not say which prices were backfilled, so the page reads the sources of up to this many prices. */
+const MAX_SOURCES = 50_000;
 const COVERAGE_EVERY = 10 * SECOND;
 const REREAD_AFTER = 2 * SECOND;
 const CANDLES_EVERY = SECOND;
@@ -22,18 +22,18 @@ export class History {
   prices: Price[] = [];
   candles: Candle[] = [];
   coverage: Coverage | null = null;
-  /** `undefined`: being read; `null`: too many to look through. */
+  /** `undefined`: being read; `null`: too many to read. */
   sources: Sourced[] | null | undefined;
   isLoading = false;
   error: ApiError | null = null;
-  /** The period that coverage was counted of. */
+  /** The period of `coverage`. */
   counted: Period | null = null;
-  /** The first slot that is expected, as `readBeginning` answers it. */
+  /** The first expected slot, as `readBeginning` returns it. */
   beginning: number | null | undefined;
   /** From slot to slot, in milliseconds. */
   grid = 0;
 
-  private choice!: Choice;
+  private choice!: Resolved;
   private loading = new AbortController();
   private countedAt = 0;
   private countingTook = 0;
@@ -54,14 +54,14 @@ export class History {
     return this.interval === "PRICES" ? this.grid : CANDLES[this.interval].seconds * SECOND;
   }
 
-  /** Read the whole period. What was there stays until then if it is the same ticker's. */
-  async load(choice: Choice, grid: number): Promise<void> {
+  /** Read the whole period. Until then the old rows stay if they have the same ticker and interval. */
+  async load(choice: Resolved, grid: number): Promise<void> {
     this.loading.abort();
     this.loading = new AbortController();
     const asking = { signal: this.loading.signal };
     const interval = effective(choice, grid / SECOND);
     if (!this.choice || choice.ticker !== this.choice.ticker || interval !== this.interval) this.clear();
-    // It may lie in a longer period.
+    // A longer period may contain the beginning.
     if (choice.range !== this.choice?.range) this.beginning ??= undefined;
     [this.choice, this.grid, this.interval, this.isLoading] = [choice, grid, interval, true];
     this.arrived = [];
@@ -72,7 +72,7 @@ export class History {
       asking.signal.throwIfAborted();
       if (interval === "PRICES") this.prices = rows as Price[];
       else this.candles = rows as Candle[];
-      // What was stored while the period was read may be in it or not.
+      // Prices stored during the read may be missing from its answer.
       if (interval === "PRICES") this.arrived.forEach((price) => insertRow(this.prices, price));
       this.error = null;
       this.isLoading = false;
@@ -95,7 +95,7 @@ export class History {
     return this.choice?.ticker === ticker;
   }
 
-  /** Read what came after the newest row. Raises `ApiError`. */
+  /** Read the rows after the newest one. Raises `ApiError`. */
   async catchUp(): Promise<void> {
     const newest = this.prices.at(-1)?.timestamp ?? this.candles.at(-1)?.start;
     if (this.error || newest === undefined) return this.reload();
@@ -110,7 +110,7 @@ export class History {
     this.onChange();
   }
 
-  /** A price of the shown ticker that was just stored. */
+  /** Add a price that was just stored, if the shown period contains it. */
   insert(price: Price): void {
     if (!this.choice || price.ticker !== this.choice.ticker || parse(price.timestamp) < this.period.from) return;
     if (this.isLoading) this.arrived.push(price);
@@ -123,21 +123,21 @@ export class History {
     const newest = newestOfGrid(this.prices);
     insertRow(this.prices, price);
     const isNext = newest === undefined || parse(price.timestamp) - parse(newest) === this.grid;
-    // Anything but the next slot's price: something was missed or healed, here or there, so the period is read again.
+    // A price that is not the next slot's means that slots were missed or healed, so read the period again.
     if (price.source !== "REQUESTED" && !isNext && price.timestamp !== newest) this.rereadSoon();
     this.onChange();
   }
 
-  /** Drop what has left the period, and count it again when that was long enough ago. */
+  /** Drop the rows that have left the period, and count the coverage again if the last count is old. */
   async slide(): Promise<void> {
     const { period } = this;
-    // Until it is counted again, what was counted stays too.
+    // Keep the counted rows until the next count.
     const start = print(Math.min(period.from, this.counted?.from ?? Infinity));
     const isOver = (first?: { timestamp: string }) => first !== undefined && first.timestamp < start;
     if (isOver(this.prices[0])) this.prices = this.prices.filter(({ timestamp }) => timestamp >= start);
     if (isOver(this.sources?.[0])) this.sources = this.sources!.filter(({ timestamp }) => timestamp >= start);
     this.candles = this.candles.filter((candle) => parse(candle.start) + this.step > period.from);
-    // A count that takes long is not asked for often.
+    // Count less often if a count takes long.
     const every = Math.max(COVERAGE_EVERY, this.grid / 2, 20 * this.countingTook);
     if (this.isLoading || this.error || now() - this.countedAt < every) return;
     this.countedAt = now();
@@ -149,7 +149,7 @@ export class History {
     }
   }
 
-  /** How each price of the period came to be stored, where that is known. */
+  /** The source of each price of the period, or `null` if unknown. */
   get sourced(): Sourced[] | null {
     return this.interval === "PRICES" ? this.prices : (this.sources ?? null);
   }
@@ -185,7 +185,7 @@ export class History {
 
   private async loadSources(period: Period, signal: AbortSignal): Promise<void> {
     const count = this.candles.reduce((sum, { samples }) => sum + samples, 0);
-    const sources = count > MOST_SOURCES ? null : await readSources(period, null, { signal });
+    const sources = count > MAX_SOURCES ? null : await readSources(period, null, { signal });
     signal.throwIfAborted();
     this.sources = sources;
   }

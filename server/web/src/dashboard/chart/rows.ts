@@ -1,13 +1,13 @@
-/** Rows of a period, read page by page. */
+/** Reads the rows of a period, page by page (keyset pagination). */
 
-import { ask, type Asking } from "./api";
+import { ask, type Asking } from "../data/api";
+import { type Candle, CANDLES, COVERAGE, type Coverage, EXPECTED, FIRST_SLOT, MAX_LIMIT, type Price, PRICES, SOURCES } from "../data/documents";
+import { SECOND, print } from "../text/time";
 import { CANDLES as LENGTHS, type CandleInterval } from "./choice";
-import { type Candle, CANDLES, COVERAGE, type Coverage, EXPECTED, FIRST_SLOT, MAX_LIMIT, type Price, PRICES, SOURCES } from "./documents";
-import { SECOND, print } from "./time";
 
 export interface Period {
   ticker: string;
-  /** Milliseconds since the epoch, as everywhere on this page. */
+  /** Milliseconds since the epoch. */
   from: number;
   to: number;
 }
@@ -19,12 +19,12 @@ export function variablesOf({ ticker, from, to }: Period): { ticker: string; fro
   return { ticker, fromDt: print(from), toDt: print(to) };
 }
 
-/** Oldest first; `after` is a timestamp that is there already. */
+/** Oldest first; `after` is exclusive. */
 export function readPrices(period: Period, after: string | null, asking: Asking): Promise<Price[]> {
   return readPages<Price>(PRICES, period, after, asking);
 }
 
-/** When each price is from and how it came to be stored: what a candle does not say of its prices. */
+/** The timestamp and source of each price, which candles do not contain. */
 export function readSources(period: Period, after: string | null, asking: Asking) {
   return readPages<Pick<Price, "timestamp" | "source">>(SOURCES, period, after, asking);
 }
@@ -45,7 +45,7 @@ async function readPages<Row extends Stamped>(
   }
 }
 
-/** From the candle that the period begins in to the one that it ends in. */
+/** All candles that overlap the period. */
 export async function readCandles(period: Period, interval: CandleInterval, asking: Asking): Promise<Candle[]> {
   const limit = Math.min(MAX_LIMIT, Math.ceil((period.to - period.from) / (LENGTHS[interval].seconds * SECOND)) + 2);
   const variables = { ...variablesOf(period), interval, limit };
@@ -57,8 +57,8 @@ export async function readCoverage(period: Period, asking: Asking): Promise<Cove
 }
 
 /**
- * The first slot that is expected, where collecting began inside of the period. `null` where it did not, or the grid was
- * another one since, so that the API cannot tell; `undefined` while no slot has ended. `expected`: of the whole period.
+ * The first expected slot if collecting began inside the period. `null` if it began earlier, or if the schedule has
+ * changed since, because then the API cannot tell; `undefined` while no slot has ended. `expected`: of the whole period.
  */
 export async function readBeginning(
   period: Period,
@@ -68,18 +68,18 @@ export async function readBeginning(
 ): Promise<number | null | undefined> {
   if (expected === 0) return undefined;
   if (expected * grid > period.to - period.from - 2 * grid) return null;
-  // Which slots have ended depends on the moment, but for those of before this one.
+  // Count only slots before the current one, because the answer would otherwise depend on the moment.
   const end = Math.floor(period.to / grid) * grid;
   const { ticker, fromDt, toDt } = variablesOf({ ...period, to: end });
   const counted = await ask<{ coverage: Expected }>(EXPECTED, { ticker, fromDt, toDt }, asking);
   const first = end - counted.coverage.expected * grid;
   if (first === end) return undefined;
   const slot = { slot: print(first), toDt: print(first + grid) };
-  const told = await ask<{ before: Expected; first: Expected }>(FIRST_SLOT, { ticker, fromDt, ...slot }, asking);
-  return told.before.expected === 0 && told.first.expected === 1 ? first : null;
+  const slots = await ask<{ before: Expected; first: Expected }>(FIRST_SLOT, { ticker, fromDt, ...slot }, asking);
+  return slots.before.expected === 0 && slots.first.expected === 1 ? first : null;
 }
 
-/** Puts a row where its timestamp belongs, mostly at the end; of one that is there already, the new one stays. */
+/** Inserts a row by its timestamp, mostly at the end. Replaces a row with the same timestamp. */
 export function insertRow<Row extends Stamped>(rows: Row[], row: Row): void {
   let end = rows.length;
   while (end > 0 && rows[end - 1]!.timestamp > row.timestamp) end -= 1;
@@ -87,7 +87,7 @@ export function insertRow<Row extends Stamped>(rows: Row[], row: Row): void {
   rows.splice(isKnown ? end - 1 : end, isKnown ? 1 : 0, row);
 }
 
-/** The candles with those read again in their places. */
+/** Replaces the candles between the first and the last fresh one. */
 export function mergeCandles(candles: Candle[], fresh: Candle[]): Candle[] {
   const [first, last] = [fresh[0], fresh.at(-1)];
   if (!first || !last) return candles;

@@ -1,8 +1,9 @@
-/** What is known of each ticker: its newest price, what it is compared with, and why it is stale. */
+/** The state of each ticker: its newest price, the earlier prices to compare it with, and why it is stale. */
 
+import { DAY, HOUR, justAfter, MINUTE, now, parse, print, SECOND, setServerClock } from "../text/time";
 import { ask } from "./api";
 import { type Gap, type Price, type Ticker, pricesBefore, recentGaps, TICKERS } from "./documents";
-import { DAY, HOUR, justAfter, MINUTE, now, parse, print, SECOND, setServerClock } from "./time";
+import { readUnknownIndices } from "./readiness";
 
 export const SPANS = { "1 h": HOUR, "24 h": DAY } as const;
 export type Span = keyof typeof SPANS;
@@ -11,12 +12,15 @@ export interface Known {
   name: string;
   interval: number;
   latest: Price | null;
-  /** The price that stood when a span began; `null` where none did, `undefined` while nobody has asked. */
+  /** The price at the start of each span; `null` if there was none, `undefined` until it is read. */
   before: Partial<Record<Span, Price | null>>;
+  /** The newest gap of a stale ticker. */
   gap: Gap | null;
+  /** Similar names, if the exchange does not know this index; else `null`. */
+  near: string[] | null;
 }
 
-/** Two intervals without a price, as the API counts it. */
+/** A ticker is stale after two intervals without a price, as in the API. */
 const STALE_INTERVALS = 2;
 const ALIASES = 40;
 const COMPARISONS_LAST = 30 * SECOND;
@@ -27,7 +31,7 @@ export class Tickers {
   readonly known = new Map<string, Known>();
   private comparedAt = 0;
 
-  /** Read what is collected and how fresh it is. Raises `ApiError`, as the others do. */
+  /** Read the tickers and their newest prices. Raises `ApiError`, as the other methods do. */
   async refresh(): Promise<void> {
     const { tickers } = await ask<{ tickers: Ticker[] }>(TICKERS);
     const newest = tickers.find(({ lagSeconds }) => lagSeconds !== null);
@@ -38,21 +42,21 @@ export class Tickers {
       const interval = intervalSeconds * SECOND;
       const known = this.known.get(name);
       if (known) known.interval = interval;
-      else this.known.set(name, { name, interval, latest: null, before: {}, gap: null });
+      else this.known.set(name, { name, interval, latest: null, before: {}, gap: null, near: null });
       if (latest) this.note(latest);
     }
   }
 
-  /** A price that was stored. True when it is the ticker's newest. */
+  /** Add a stored price. True if it is the ticker's newest. */
   note(price: Price): boolean {
     const known = this.known.get(price.ticker);
     if (!known || (known.latest && known.latest.timestamp >= price.timestamp)) return false;
     known.latest = price;
-    known.gap = null;
+    [known.gap, known.near] = [null, null];
     return true;
   }
 
-  /** Read again what the newest prices are compared with; what was read lately is near enough. */
+  /** Read the earlier prices to compare with, unless they were read lately. */
   async compare(): Promise<void> {
     if (now() - this.comparedAt < COMPARISONS_LAST) return;
     const wanted = this.all.flatMap(({ name, latest }) =>
@@ -67,14 +71,14 @@ export class Tickers {
       part.forEach(({ name, span, at }, n) => {
         const found = answer[`p${n}`]?.[0];
         const known = this.known.get(name)!;
-        // A price that had long been old by then says nothing of that instant.
+        // A price that was already old at that instant is no basis for comparison.
         const reach = Math.max(STALE_INTERVALS * known.interval, SPANS[span] / 12);
         known.before[span] = found && at - parse(found.timestamp) <= reach ? found : null;
       });
     }
   }
 
-  /** Ask of stale tickers, and of those without any price, why. */
+  /** Read why tickers are stale or have no price. */
   async explain(): Promise<void> {
     const stale = this.all.filter((known) => isStale(known)).slice(0, ALIASES);
     if (stale.length === 0) return;
@@ -91,6 +95,14 @@ export class Tickers {
     stale.forEach((known, n) => {
       known.gap = answer[`c${n}`]?.gaps.at(-1) ?? null;
     });
+    await this.findUnknown(stale.filter(({ latest, gap }) => !latest || gap?.reason === "EXCHANGE_ERROR"));
+  }
+
+  /** Mark the tickers that do not exist at the exchange, a fault of the configuration. */
+  private async findUnknown(suspects: Known[]): Promise<void> {
+    if (suspects.length === 0) return;
+    const unknown = await readUnknownIndices(suspects.map(({ name }) => name));
+    for (const known of suspects) known.near = unknown.find(({ name }) => name === known.name)?.near ?? null;
   }
 
   get all(): Known[] {
@@ -98,8 +110,8 @@ export class Tickers {
   }
 
   /**
-   * The instant up to which every ticker's prices have been seen; those of a ticker that has been silent for long do
-   * not hold it back, for they come after it. Before anything is known: a minute ago.
+   * The instant up to which the page has every ticker's prices. Tickers that have been silent for ten minutes do not
+   * count, because their next prices come later anyway. Before the first price: a minute ago.
    */
   get seenUntil(): string {
     const seen = this.all.flatMap(({ latest }) => (latest ? [latest.timestamp] : []));
@@ -119,12 +131,18 @@ export function isStale(known: Known): boolean {
 }
 
 const REASONS = {
-  NOT_COLLECTED: "nothing was collecting it",
+  NOT_COLLECTED: "no worker was collecting it",
   EXCHANGE_ERROR: "the exchange failed",
-  REJECTED_VALUE: "the exchange's value was refused",
-  STORAGE_ERROR: "the storage did not take it",
+  REJECTED_VALUE: "the exchange's value was rejected",
+  STORAGE_ERROR: "the database did not store it",
 };
 
 export function reasonOf({ reason, detail }: Gap): string {
   return detail ? `${REASONS[reason]} (${detail})` : REASONS[reason];
+}
+
+/** Why an index that does not exist has no prices, and what to do. */
+export function unknownWords({ name, near }: Known): string {
+  const similar = near?.length ? ` Similar names: ${near.join(", ")}.` : "";
+  return `${name} does not exist at the exchange. Correct it in TICKERS.${similar}`;
 }

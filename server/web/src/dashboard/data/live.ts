@@ -1,9 +1,9 @@
-/** The live connection: one socket for all prices and for the progress of fetches, opened again whenever it is lost. */
+/** The live connection: one WebSocket for all prices and for the progress of fetches. It reconnects by itself. */
 
 import { type Client, createClient } from "graphql-ws";
+import { SECOND } from "../text/time";
 import { ApiError, authorization, type CodedError, keepToken, Locked, LOCKED_FOR, refusal } from "./api";
 import { FETCH_PROGRESS, type FetchJob, type Price, PRICE_UPDATES } from "./documents";
-import { SECOND } from "./time";
 
 export type Connection = "connecting" | "live" | "lost";
 
@@ -12,23 +12,23 @@ const LONGEST_WAIT = 15 * SECOND;
 const PING_EVERY = 10 * SECOND;
 const PONG_WITHIN = 5 * SECOND;
 const ACK_WITHIN = 5 * SECOND;
-/** A subscription that is refused is refused by then. */
+/** The server refuses a subscription within this time, so after it the connection counts as live. */
 const SETTLES_WITHIN = 0.4 * SECOND;
-/** How a server closes the socket of whoever has no token, or a wrong one. */
+/** Close codes for a missing or wrong token. */
 const REFUSALS = [4401, 4403];
 
 interface Listener {
-  /** The timestamp that is asked to go on from. */
+  /** The subscription's `since`. */
   since: () => string;
   onPrice: (price: Price) => void;
   onChange: (connection: Connection) => void;
-  /** The socket is closed to whoever has no token. */
+  /** The server needs a token that the page does not have. */
   onLocked: (error: Locked) => void;
 }
 
 export class Live {
   connection: Connection = "connecting";
-  /** When it is tried again, on the reader's own clock; `null` while it is not waiting. */
+  /** When the next attempt starts, on the reader's clock; `null` while not waiting. */
   retryAt: number | null = null;
   error: ApiError | null = null;
 
@@ -45,10 +45,10 @@ export class Live {
       keepAlive: PING_EVERY,
       connectionAckWaitTimeout: ACK_WITHIN,
       connectionParams: () => (this.sent = authorization()),
-      // Sent anew, a subscription would carry the old `since`: each attempt here is a new one.
+      // The client's own retries would repeat the old `since`, so `run` subscribes again instead.
       retryAttempts: 0,
       on: {
-        // A socket can be dead without anybody being told.
+        // A dead connection may send no close frame.
         ping: (isReceived) => {
           if (!isReceived) this.pong = window.setTimeout(() => this.client.terminate(), PONG_WITHIN);
         },
@@ -62,12 +62,12 @@ export class Live {
     });
   }
 
-  /** For as long as the page is open. */
+  /** Subscribe and reconnect for as long as the page is open, with exponential backoff and jitter. */
   async run(): Promise<never> {
     for (;;) {
       this.error = await this.subscribe();
       this.failures += 1;
-      // Half of it by chance, so that the clients of a server that was away do not all come back at once.
+      // Jitter keeps clients from returning all at once after an outage.
       const longest = Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** (this.failures - 1));
       const wait = this.isLocked() ? LOCKED_FOR : longest * (0.5 + Math.random() / 2);
       this.retryAt = Date.now() + wait;
@@ -85,7 +85,7 @@ export class Live {
     this.wake?.();
   }
 
-  /** Whether it is of no use to come back soon. A token that was accepted once and is no more is forgotten. */
+  /** Whether reconnecting is useless without a new token. Forgets a token that the server no longer accepts. */
   private isLocked(): boolean {
     if (!(this.error instanceof Locked)) return false;
     const [sent, kept] = [this.sent?.Authorization, authorization()?.Authorization];
@@ -95,7 +95,7 @@ export class Live {
     return true;
   }
 
-  /** Until the subscription ends, which it does only when something is wrong. */
+  /** Resolves when the subscription ends, which only an error or a lost connection causes. */
   private subscribe(): Promise<ApiError | null> {
     return new Promise((resolve) => {
       let settling = 0;
@@ -112,7 +112,7 @@ export class Live {
         unlisten();
         resolve(error);
       };
-      // Read when it is sent: the client may do so later than now.
+      // A getter, because the client may send the subscription later.
       const { since } = this.listener;
       const variables = Object.defineProperty({}, "since", { enumerable: true, get: since });
       const unsubscribe = this.client.subscribe<{ priceUpdates: Price }>(
@@ -134,7 +134,7 @@ export class Live {
     });
   }
 
-  /** The job now and at every change; resolves when it has ended. Raises `ApiError`, also when the socket is lost. */
+  /** Calls `onChange` with the job now and at every change; resolves at its end. Raises `ApiError`, also if the socket is lost. */
   progress(id: string, onChange: (job: FetchJob) => void): Promise<void> {
     return new Promise((resolve, reject) => {
       this.client.subscribe<{ fetchProgress: FetchJob }>(
@@ -158,7 +158,7 @@ export class Live {
   }
 }
 
-/** What the server refused; `null` for a socket that closed for another reason. */
+/** The server's error; `null` if the socket closed for another reason. */
 function errorOf(error: unknown): ApiError | null {
   if (error instanceof CloseEvent && REFUSALS.includes(error.code)) return new Locked();
   return Array.isArray(error) && error[0] ? refusal(error[0] as CodedError) : null;

@@ -1,4 +1,4 @@
-/** What the chart shows: ticker, range, interval, line or candles. It is kept in the page's address. */
+/** What the chart shows: ticker, range, interval, line or candles. The page's address keeps it. */
 
 export const RANGES = {
   "15m": { seconds: 900, label: "15 min" },
@@ -21,41 +21,64 @@ export const CANDLES = {
 
 export type Range = keyof typeof RANGES;
 export type CandleInterval = keyof typeof CANDLES;
-/** `PRICES`: every price as it is stored. */
+/** `PRICES`: each stored price. */
 export type Interval = CandleInterval | "PRICES";
 export type Form = "line" | "candles";
 
+/** `AUTO` follows the ticker's schedule. */
 export interface Choice {
   ticker: string;
-  range: Range;
+  range: Range | "AUTO";
   interval: Interval | "AUTO";
   form: Form;
 }
 
-const MOST_PRICES = 25_000;
-const MOST_PRICES_UNASKED = 4000;
-const MOST_CANDLES = 3000;
-const MOST_CANDLES_UNASKED = { line: 1500, candles: 200 };
+/** A choice whose range is known. */
+export interface Resolved extends Choice {
+  range: Range;
+}
 
-/** The intervals that a range can be drawn at, finest first, given the seconds from slot to slot. */
+/** The automatic range is at least an hour, and long enough for a line. */
+const MIN_AUTO_SECONDS = 3600;
+const MIN_AUTO_PRICES = 24;
+
+const MAX_PRICES = 25_000;
+const MAX_AUTO_PRICES = 4000;
+const MAX_CANDLES = 3000;
+const MAX_AUTO_CANDLES = { line: 1500, candles: 200 };
+const MIN_CANDLES = 3;
+
+/** `grid`: seconds from slot to slot, here and below. */
+export function resolve(choice: Choice, grid: number): Resolved {
+  const { range } = choice;
+  return { ...choice, range: range === "AUTO" ? automaticRange(grid) : range };
+}
+
+function automaticRange(grid: number): Range {
+  const wanted = Math.max(MIN_AUTO_SECONDS, MIN_AUTO_PRICES * grid);
+  const ranges = Object.keys(RANGES) as Range[];
+  return ranges.find((range) => RANGES[range].seconds >= wanted) ?? ranges.at(-1)!;
+}
+
+/** The intervals that a range can be drawn at, finest first. */
 export function offered(range: Range, form: Form, grid: number): Interval[] {
   const { seconds } = RANGES[range];
   const candles = candleIntervals().filter((name) => {
     const count = seconds / CANDLES[name].seconds;
-    return CANDLES[name].seconds >= grid && count >= 3 && count <= MOST_CANDLES;
+    return CANDLES[name].seconds >= grid && count >= MIN_CANDLES && count <= MAX_CANDLES;
   });
-  return form === "line" && seconds / grid <= MOST_PRICES ? ["PRICES", ...candles] : candles;
+  return form === "line" && seconds / grid <= MAX_PRICES ? ["PRICES", ...candles] : candles;
 }
 
-/** The interval drawn: the one chosen where it is offered, else the finest that is quick to read and to look at. */
-export function effective({ range, interval, form }: Choice, grid: number): Interval {
+/** The interval to draw: the chosen one if the range offers it, else the finest that is quick to read and to draw. */
+export function effective({ range, interval, form }: Resolved, grid: number): Interval {
   const intervals = offered(range, form, grid);
   if (interval !== "AUTO" && intervals.includes(interval)) return interval;
   const { seconds } = RANGES[range];
   const isLight = (name: Interval) =>
     name === "PRICES"
-      ? seconds / grid <= MOST_PRICES_UNASKED
-      : seconds / CANDLES[name].seconds <= MOST_CANDLES_UNASKED[form];
+      ? seconds / grid <= MAX_AUTO_PRICES
+      : seconds / CANDLES[name].seconds <= MAX_AUTO_CANDLES[form];
   return intervals.find(isLight) ?? intervals.at(-1) ?? "ONE_MINUTE";
 }
 
@@ -69,7 +92,7 @@ export function choiceOfAddress(): Choice {
   const interval = wanted.get("interval") ?? "";
   return {
     ticker: wanted.get("ticker") ?? "",
-    range: range in RANGES ? (range as Range) : "1h",
+    range: range in RANGES ? (range as Range) : "AUTO",
     interval: interval in CANDLES || interval === "PRICES" ? (interval as Interval) : "AUTO",
     form: wanted.get("form") === "candles" ? "candles" : "line",
   };
