@@ -1,25 +1,20 @@
 """`python -m server`: run the API with uvicorn."""
 
 import contextlib
-import logging
 import sys
 
 from server.app import create_app
 from server.process import create_server
 from server.request_ids import add_request_id
-from server.transport.http import (
-    make_room_for_connections,
-)
+from server.transport.http import raise_file_limit
 from shared.config.settings import SettingsError, load_settings
 from shared.telemetry.logs import configure_logging
 
-logger = logging.getLogger(__name__)
-
-
 NOT_STARTED = 3
-"uvicorn's own exit code for that."
+"uvicorn's exit code if the port is taken or the app does not start."
 
 CUT_SHORT = 1
+"A second signal ended the process before all requests were answered."
 
 
 def main() -> int:
@@ -31,7 +26,7 @@ def main() -> int:
         return 2
     configure_logging(settings, add_request_id)
     app = create_app(settings)
-    server = create_server(app, settings.host, settings.port, make_room_for_connections(), settings.drain_seconds)
+    server = create_server(app, settings.host, settings.port, raise_file_limit(), settings.drain_seconds)
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
     if not server.started:

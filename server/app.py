@@ -1,7 +1,6 @@
-"""The API's whole surface: what is opened, which paths there are, what stands in front of them."""
+"""The whole API on one screen: the resources it opens, its paths, and its middleware."""
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypedDict
@@ -10,8 +9,6 @@ from arq.connections import ArqRedis
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
@@ -23,7 +20,8 @@ from server.http.headers import ResponseHeaders
 from server.http.health import livez, readyz
 from server.http.pages import GraphiQLInBrowsers, Pages
 from server.http.prometheus import metrics
-from server.metrics import CountedSockets, Metrics
+from server.http.sdl import sdl
+from server.metrics import CountedSockets, Metrics, all_labels
 from server.protection.admission import Admission
 from server.protection.auth import Access
 from server.schema.persisted_queries import PersistedQueries
@@ -40,34 +38,31 @@ POOL_SIZE = 10
 STATEMENT_SECONDS = DEADLINE_SECONDS + 0.3
 REDIS_RETRIES = 1
 PREFLIGHT_SECONDS = 7200
-"For how long a browser need not ask again; none remembers it longer than a day, Chromium no longer than this."
-
-SDL = schema.as_str() + "\n"
-SDL_ETAG = f'"{hashlib.sha256(SDL.encode()).hexdigest()[:32]}"'
+"How long a browser may cache a preflight's answer. Chromium caches no answer for longer."
 
 
 class State(TypedDict):
-    """What every request finds on `request.state`."""
+    """The attributes of `request.state`."""
 
     pool: Pool
-    "For what is asked: of standbys, where they are named; else the primary's."
+    "For queries: of the standbys if DATABASE_READ_URL names some, else the primary's."
     primary: Pool
     redis: ArqRedis
     settings: Settings
     access: Access
-    live: Feeds
+    feeds: Feeds
     admission: Admission
     streams: Streams
     metrics: Metrics
     closing: asyncio.Event
-    "Set when the process is to end: what would go on for ever ends then."
+    "Set when the process ends, so that event streams end, too."
 
 
 def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # noqa: B008  frozen
-    """Raises `SettingsError` where API_TOKEN_FILE cannot be used."""
+    """Raises `SettingsError` if API_TOKEN_FILE cannot be used."""
     access = Access(settings)
     pages = Pages()
-    counted = Metrics()
+    counted = Metrics(all_labels(schema._schema))
     streams = Streams(schema, counted)
     closing = asyncio.Event()
 
@@ -81,7 +76,7 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
             ) as primary,
             open_reading(settings, primary, size=POOL_SIZE, statement_seconds=STATEMENT_SECONDS) as pool,
             open_redis(settings, retries=REDIS_RETRIES) as redis,
-            open_feeds(settings, redis, primary, limits.prices_behind) as live,
+            open_feeds(settings, redis, primary, limits.prices_behind) as feeds,
         ):
             yield {
                 "pool": pool,
@@ -89,7 +84,7 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
                 "redis": redis,
                 "settings": settings,
                 "access": access,
-                "live": live,
+                "feeds": feeds,
                 "admission": Admission(pool),
                 "streams": streams,
                 "metrics": counted,
@@ -106,7 +101,7 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
     )
     app = API(
         routes=[
-            # Not a Mount: that answers POST /graphql with a redirect.
+            # Not a Mount, which would redirect POST /graphql.
             Route("/graphql", GraphiQLInBrowsers(GraphQLView(schema, counted), pages)),
             WebSocketRoute("/graphql", CountedSockets(Sockets(streams, limits), counted)),
             Route("/livez", livez),
@@ -128,11 +123,11 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
 
 class API(Starlette):
     trusted_hops: tuple[str, ...] = ()
-    counted: Metrics | None = None
+    counted: Metrics
     persisted: PersistedQueries = PersistedQueries()
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Middleware, planned answers, and only then Starlette's own layers: those cost as much as such an answer."""
+        """Puts compiled queries in front of Starlette's own layers, which take as long as a whole such query."""
         outside, self.user_middleware = self.user_middleware, []
         app: ASGIApp = ResponseHeaders(super().build_middleware_stack())
         app = ProxyHeadersMiddleware(app, list(self.trusted_hops))  # type: ignore[assignment,arg-type]  # uvicorn's types
@@ -140,13 +135,3 @@ class API(Starlette):
         for middleware in reversed(outside):
             app = middleware.cls(app, *middleware.args, **middleware.kwargs)
         return app
-
-
-async def sdl(request: Request) -> Response:
-    """As plain text, which a browser shows; for GraphQL's own media type, which nobody registered, it has no viewer."""
-    if not request.state.settings.introspection:
-        return PlainTextResponse("The schema is not told here.\n", 404)
-    headers = {"ETag": SDL_ETAG, "Cache-Control": "no-cache"}
-    if SDL_ETAG in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=headers)
-    return PlainTextResponse(SDL, headers=headers)

@@ -1,7 +1,7 @@
-"""What a request is called, in the log and in its answer: by the client's own X-Request-ID, or by a name made here.
+"""Request ids, for log lines and answers: the client's X-Request-ID, or a generated one.
 
-A request costs no more than remembering it: it is named when a line is written about it, or an answer is to carry the
-name. A socket is one request; what is done in it is told apart by `operation_id`, the client's own.
+The id is generated lazily, when a log line or an answer needs it. A WebSocket is one request; `operation_id`, which the
+client chooses, tells its operations apart.
 """
 
 import re
@@ -12,27 +12,27 @@ from starlette.types import Scope
 from structlog.typing import EventDict, WrappedLogger
 
 HEADER = b"x-request-id"
-_SANE = re.compile(rb"[A-Za-z0-9._:+/=-]{1,64}")
+_VALID = re.compile(rb"[A-Za-z0-9._:+/=-]{1,64}")
 REQUEST_ID = "request_id"
-"In the scope of a request that has been named, as on its lines."
+"The key of a generated id in the request's scope, and on log lines."
 
 _current: ContextVar[Scope | None] = ContextVar("request", default=None)
 
 remember_request = _current.set
-"To be called with a request's scope, in the task that answers it."
+"Takes the request's scope. Call it in the task that answers the request."
 
 
 def request_id_of(scope: Scope) -> str:
     if REQUEST_ID not in scope:
         given = [value for name, value in scope["headers"] if name == HEADER]
-        is_sane = len(given) == 1 and _SANE.fullmatch(given[0])
-        scope[REQUEST_ID] = given[0].decode() if is_sane else uuid.uuid4().hex
+        is_valid = len(given) == 1 and _VALID.fullmatch(given[0])
+        scope[REQUEST_ID] = given[0].decode() if is_valid else uuid.uuid4().hex
     request_id: str = scope[REQUEST_ID]
     return request_id
 
 
 def add_request_id(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
-    """For `configure_logging`."""
+    """A structlog processor."""
     if (request_id := current_request_id()) is not None:
         line[REQUEST_ID] = request_id
     return line
@@ -40,11 +40,11 @@ def add_request_id(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
 
 def current_request_id() -> str | None:
     scope = _current.get()
-    return None if scope is None or "headers" not in scope else request_id_of(scope)  # a process's start has none
+    return None if scope is None or "headers" not in scope else request_id_of(scope)  # the lifespan has none
 
 
 def traceparent() -> str | None:
-    """Of the trace that the request says it belongs to. One that a socket's handshake says is not its operations'."""
+    """The request's W3C trace context. A WebSocket's operations do not belong to the trace of its handshake."""
     scope = _current.get()
     if scope is None or scope["type"] != "http":
         return None

@@ -1,7 +1,7 @@
-"""Where the API reads: from hot standbys where DATABASE_READ_URL names some, else where prices are written.
+"""Which server the API reads from: the hot standbys of DATABASE_READ_URL, or the primary.
 
-A standby shows what it has replayed, which may be a moment old, or more. What must not be is read from the primary: all
-that a subscription shows. A fetch carries its prices itself.
+A standby shows what it has replayed, so it may be behind. Subscriptions read from the primary, because they must not
+miss a price. A fetch job carries its prices itself.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ from shared.storage.pool import Connection
 
 logger = logging.getLogger(__name__)
 
-_STANDBY_SECONDS = 0.6
-"To connect to a standby; the rest of a deadline is for the primary."
+_CONNECT_SECONDS = 0.6
+"To a standby; the rest of the deadline is left for the primary."
 
-_LOOK_SECONDS = 5.0
-_AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+_CHECK_SECONDS = 5.0
+_UNAVAILABLE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class NotMigrated(ConnectionError):
@@ -34,10 +34,10 @@ class NotMigrated(ConnectionError):
 
 
 class StandbyPool(Pool):
-    """Connections to standbys. While none can be read from, to the primary, unless the URL wants standbys alone."""
+    """Connections to standbys; to the primary while no standby is usable, unless the URL demands standbys."""
 
     def __init__(self, settings: Settings, url: str, *, size: int, statement_seconds: float) -> None:
-        super().__init__(self._connect_somewhere, size, only_reads=True)
+        super().__init__(self._connect_to_any, size, only_reads=True)
         target = target_of(url) or "prefer-standby"
         self._target = "standby" if target == "prefer-standby" else target
         self._options = connection_options(settings, "server, reading", statement_seconds)
@@ -45,15 +45,15 @@ class StandbyPool(Pool):
         self._primary = None if target in ("standby", "read-only") else write_hosts(settings.database_url)
         self._wanted = len(read_migrations())
         self.fault: str | None = None
-        "Why it is the primary that is read from now."
+        "Why reads go to the primary; `None` while they go to standbys."
 
-    async def _connect_somewhere(self) -> Connection:
+    async def _connect_to_any(self) -> Connection:
         if self._primary is None:
             return await self._standbys.connect(**self._options)
         if self.fault is None:
             try:
-                return await self._standbys.connect(_STANDBY_SECONDS, **self._options)
-            except _AWAY as error:
+                return await self._standbys.connect(_CONNECT_SECONDS, **self._options)
+            except _UNAVAILABLE as error:
                 self._fall_back(error)
         return await self._primary.connect(**self._options)
 
@@ -68,24 +68,24 @@ class StandbyPool(Pool):
     def _fall_back(self, error: BaseException) -> None:
         if self.fault is None:
             self.fault = describe(error)
-            logger.warning("no standby can be read from, all reads go to the primary: %s", self.fault)
+            logger.warning("no standby is usable, all reads go to the primary: %s", self.fault)
 
     async def watch(self) -> None:
-        """Back to the standbys once one can be read from, and away from one that was promoted; until cancelled."""
+        """Return to the standbys once one is usable, and leave one that was promoted. Runs until cancelled."""
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_CHECK_SECONDS)
             if self.fault is None and not self._is_promoted():
                 continue
             try:
                 connection = await self._standbys.connect(**self._options)
-            except _AWAY as error:
+            except _UNAVAILABLE as error:
                 if self._primary is None:
                     self.renew()
                 else:
                     self._fall_back(error)
                 continue
             except Exception:
-                logger.exception("fault in looking for standbys")
+                logger.exception("checking the standbys failed")
                 continue
             connection.terminate()
             if self.fault is not None:
@@ -94,7 +94,7 @@ class StandbyPool(Pool):
             self.renew()
 
     def _is_promoted(self) -> bool:
-        """PostgreSQL tells each connection when the standby that it leads to has become a primary."""
+        """PostgreSQL reports `in_hot_standby` to open connections when a standby is promoted."""
         return self._target == "standby" and any(
             getattr(connection.get_settings(), "in_hot_standby", None) == "off" for connection in self.connections()
         )
@@ -104,7 +104,7 @@ class StandbyPool(Pool):
 async def open_reading(
     settings: Settings, primary: Pool, *, size: int, statement_seconds: float
 ) -> AsyncIterator[Pool]:
-    """A pool for reads: one of its own, of at most `size` connections, or that of the primary."""
+    """A pool for reads: one of at most `size` connections to standbys, or the primary's own."""
     url = settings.database_read_url
     if url is None or (url == settings.database_url and len(hosts_of(url)) == 1):
         yield primary

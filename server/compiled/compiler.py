@@ -30,7 +30,7 @@ from server.compiled.plans import Call, FallBackToStrawberry, Plan, Root, snake_
 from server.compiled.rest import leave_to_strawberry
 from server.compiled.variables import NeedsCoercion, plain_readers, read_plain, split_arguments, variables_in
 from server.lru import DocumentCache
-from server.metrics import label
+from server.metrics import label_of
 from server.reads.columns import READ, columns_of
 from server.reads.context import Context
 from server.reads.fields import ReadField
@@ -134,8 +134,8 @@ class Compiler:
         rest = leave_to_strawberry(operation, fragments, list(collected), left) if left else None
         is_plain = all(call.variables is not None for root in roots for call in root.calls)
         readers = plain_readers(self._schema, operation.variable_definitions or ()) if is_plain else None
-        called = label(operation, fragments)
-        return Plan(operation, tuple(members), rest, readers, data_if_unavailable, called)
+        label = label_of(found[0].node.name.value for found in collected.values())
+        return Plan(operation, tuple(members), rest, readers, data_if_unavailable, label)
 
 
 @dataclass(frozen=True, slots=True)

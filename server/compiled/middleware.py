@@ -76,7 +76,7 @@ class CompiledExecution:
             if len(key) > MAX_BODY_BYTES:
                 raise FallBackToStrawberry
             if request is None:
-                await admission.take_turn(len(key))
+                await admission.queue_document(len(key))
             await self._answer(scope, send, asked, key, request)
         except RateLimited:
             await self._send_busy(scope, send, asked)

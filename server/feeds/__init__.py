@@ -1,4 +1,4 @@
-"""What subscribers follow: new prices and the progress of fetches. One reader per process; no GraphQL here.
+"""Feeds for subscriptions: new prices and the progress of fetches. Each has one reader per process; no GraphQL here.
 
 Read `price_feed.py` first.
 """

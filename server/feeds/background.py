@@ -1,4 +1,4 @@
-"""Runs the feeds in the background for as long as the process runs."""
+"""Runs the feeds in the background as long as the process runs."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,26 +15,23 @@ _CANCEL_SECONDS = 0.1
 
 
 class Feeds:
-    def __init__(self, settings: Settings, redis: ArqRedis, pool: Pool, kept: int) -> None:
+    def __init__(self, settings: Settings, redis: ArqRedis, pool: Pool, max_behind: int) -> None:
         self.pool = pool
-        "What comes before the log is read from where the log is, too: a standby may be behind it."
-        self.prices = PriceFeed(settings, kept)
+        "Of the primary, because a standby may be behind the log of the price feed."
+        self.prices = PriceFeed(settings, max_behind)
         self.jobs = JobFeed(redis)
 
 
 @asynccontextmanager
-async def open_feeds(settings: Settings, redis: ArqRedis, pool: Pool, kept: int) -> AsyncIterator[Feeds]:
-    """Follow prices and fetches for as long as the process runs. `kept`: prices that a follower may be behind.
-
-    `pool`: of the primary.
-    """
-    feeds = Feeds(settings, redis, pool, kept)
+async def open_feeds(settings: Settings, redis: ArqRedis, pool: Pool, max_behind: int) -> AsyncIterator[Feeds]:
+    """`pool`: of the primary. `max_behind`: how many prices a subscriber may be behind."""
+    feeds = Feeds(settings, redis, pool, max_behind)
     tasks = [asyncio.create_task(feeds.prices.run()), asyncio.create_task(feeds.jobs.run())]
     try:
         yield feeds
     finally:
         pending = set(tasks)
-        while pending:  # more than once: while redis-py connects it can lose a cancellation
+        while pending:  # repeatedly, because redis-py can lose a cancellation while it connects
             for task in pending:
                 task.cancel()
             _, pending = await asyncio.wait(pending, timeout=_CANCEL_SECONDS)

@@ -1,4 +1,4 @@
-"""Fetches as they go on: one connection to Redis hears that one has changed, for all who follow it."""
+"""The progress of fetches: one Redis subscription per process receives the changes for all subscribers."""
 
 import asyncio
 import contextlib
@@ -16,20 +16,20 @@ from shared.queue.fetches import CHANGES, FetchJob, FetchStatus, select_fetch_jo
 
 logger = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 1.0
-"How long a change waits that nobody told of: one that was lost with the connection, a fetch that was given up."
+_POLL_SECONDS = 1.0
+"The delay of a change without a message: the connection was lost, or the fetch was abandoned."
 
 _RECONNECT_SECONDS = 1.0
 
 
-class _Followed:
-    """One fetch that somebody follows: its states so far, and the task that looks for the next one."""
+class _FollowedJob:
+    """The states of a fetch so far, and the task that reads the next one for all subscribers."""
 
     def __init__(self, first: FetchJob) -> None:
         self.states = [first]
         self.is_gone = False
         self.followers = 0
-        self.told = asyncio.Event()
+        self.notified = asyncio.Event()
         self.changed = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
 
@@ -37,13 +37,13 @@ class _Followed:
     def is_over(self) -> bool:
         return self.is_gone or self.states[-1].finished_at is not None
 
-    def note(self, job: FetchJob | None) -> None:
+    def add(self, job: FetchJob | None) -> None:
         last = self.states[-1]
         if job is None:
             self.is_gone = True
         elif job.status is not last.status:
             if last.status is FetchStatus.QUEUED and job.finished_at and job.started_at:
-                # It started and ended between two looks: both are told.
+                # It started and ended between two reads: subscribers get both states.
                 self.states.append(replace(job, status=FetchStatus.RUNNING, finished_at=None, prices=[], failures=[]))
             self.states.append(job)
         else:
@@ -55,39 +55,39 @@ class _Followed:
 class JobFeed:
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
-        self._followed: dict[str, _Followed] = {}
+        self._followed: dict[str, _FollowedJob] = {}
 
     async def run(self) -> None:
-        """Hear of changes, until cancelled. Losing Redis loses none: whoever follows a fetch also looks by itself."""
-        is_away = False
+        """Receive messages until cancelled. An outage of Redis loses no change, because the jobs are also polled."""
+        is_unavailable = False
         while True:
             try:
                 async with self._redis.pubsub() as pubsub:
                     await pubsub.subscribe(CHANGES)
                     while True:
-                        message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=_LOOK_SECONDS)
-                        is_away = False
+                        message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=_POLL_SECONDS)
+                        is_unavailable = False
                         if message and (followed := self._followed.get(message["data"].decode())):
-                            followed.told.set()
+                            followed.notified.set()
             except (RedisError, OSError, TimeoutError) as error:
-                if not is_away:
-                    logger.warning("queue is away: %s", describe(error))
-                is_away = True
+                if not is_unavailable:
+                    logger.warning("the queue is unavailable: %s", describe(error))
+                is_unavailable = True
             except Exception:
-                logger.exception("fault in following fetches")
+                logger.exception("following fetches failed")
             await asyncio.sleep(_RECONNECT_SECONDS)
 
     async def progress(self, first: FetchJob) -> AsyncGenerator[FetchJob]:
-        """Its state now, then each that follows, until it has ended or is forgotten."""
+        """Its state now, then each change, until it ends or expires."""
         if first.finished_at:
             yield first
             return
-        followed = self._followed.setdefault(first.id, _Followed(first))
+        followed = self._followed.setdefault(first.id, _FollowedJob(first))
         followed.followers += 1
         if followed.task is None:
-            looking = self._look(first.id, followed)
-            # For all who follow it: its lines are not those of the request that came first.
-            followed.task = asyncio.create_task(looking, context=contextvars.Context())
+            polling = self._poll(first.id, followed)
+            # An empty context: the task serves all subscribers, so its log lines must not carry the first one's id.
+            followed.task = asyncio.create_task(polling, context=contextvars.Context())
         place = len(followed.states) - 1
         try:
             while True:
@@ -105,16 +105,16 @@ class JobFeed:
                 if self._followed.get(first.id) is followed:
                     del self._followed[first.id]
 
-    async def _look(self, job_id: str, followed: _Followed) -> None:
+    async def _poll(self, job_id: str, followed: _FollowedJob) -> None:
         while not followed.is_over:
-            followed.told.clear()
+            followed.notified.clear()
             try:
-                followed.note(await within_deadline(select_fetch_job(self._redis, job_id)))
+                followed.add(await within_deadline(select_fetch_job(self._redis, job_id)))
             except QueueUnavailable:
-                pass  # told in the log
+                pass  # `run` logs the outage
             except Exception:
-                logger.exception("fault in following a fetch")
+                logger.exception("following a fetch failed")
             if not followed.is_over:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_SECONDS):
-                        await followed.told.wait()
+                    async with asyncio.timeout(_POLL_SECONDS):
+                        await followed.notified.wait()

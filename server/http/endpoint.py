@@ -1,41 +1,43 @@
-"""GraphQL over HTTP: how a request is read and what its answer looks like; its execution is the schema's.
+"""GraphQL over HTTP: how a request is read and what its answer looks like. The schema executes it.
 
-Instead of Strawberry's view, which knows one media type and one status of an answer, and refuses in plain text: here an
-answer is what the client accepts, and whatever is no GraphQL request gets a coded one too.
+Not Strawberry's view, which has one media type and refuses bad requests in plain text. Here the client negotiates the
+media type, and each refusal is JSON with a code.
 """
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NoReturn
 
-from graphql import GraphQLError
+from graphql import GraphQLError, get_operation_ast
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from strawberry.http import process_result
-from strawberry.schema.exceptions import CannotGetOperationTypeError
+from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
 from strawberry.types import ExecutionResult
 from strawberry.types.graphql import OperationType
-from strawberry.utils.operation import get_operation_type
 
 from server.http.negotiation import EVENT_STREAM, GRAPHQL_RESPONSE, JSON, is_json, response_type
-from server.metrics import REFUSED, Metrics, code_of, operation_of
+from server.metrics import REFUSED, Metrics, code_of, operation_label
 from server.protection.auth import client_of, is_authenticated
 from server.reads.context import Context
-from server.schema.documents import load_document
+from server.schema.documents import GraphQLRequest, load_document
+from server.schema.errors import is_request_error
 from server.schema.root import Schema
 from server.subscriptions.event_stream import event_stream
 from shared.errors import BadUserInput, RateLimited, ServiceError, Unauthenticated
 
 MAX_BODY_BYTES = 128 * 1024
-"A document has 20,000 characters; a million bytes of variables would be looked at for a second, and nothing else."
+"A document has at most 20,000 characters; coercing a megabyte of variables would block the event loop for a second."
+
 METHODS = "GET, HEAD, OPTIONS, POST"
+_READS = (OperationType.QUERY,)
+_ALLOWED = {"GET": _READS, "HEAD": _READS, "POST": (*_READS, OperationType.MUTATION)}
 
 
 class Refused(Exception):
-    """The request is none that could be executed. `allow`: the methods that are, for status 405."""
+    """The request cannot be executed. `allow`: the methods that can, for status 405."""
 
     def __init__(self, status: int, message: str, allow: str | None = None) -> None:
         super().__init__(message)
@@ -43,32 +45,15 @@ class Refused(Exception):
         self.allow = allow
 
 
-@dataclass(frozen=True)
-class Parameters:
-    """What a GraphQL request says, however it was sent."""
-
-    query: str
-    operation_name: str | None
-    variables: dict[str, Any] | None
-
-    @property
-    def operation_type(self) -> OperationType | None:
-        """`None` where the document is none or has no such operation: executing it says what is wrong."""
-        try:
-            return get_operation_type(load_document(self.query), self.operation_name)
-        except (GraphQLError, ServiceError, RuntimeError):
-            return None
-
-
 class GraphQLView:
     """The ASGI application behind the route."""
 
-    def __init__(self, schema: Schema, metrics: Metrics | None = None) -> None:
+    def __init__(self, schema: Schema, metrics: Metrics) -> None:
         self._schema = schema
-        self._metrics = metrics or Metrics()
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(ClientDisconnect):  # before all of the body was here
+        with suppress(ClientDisconnect):  # before the body was complete
             response = await self._answer(Request(scope, receive))
             await response(scope, receive, send)
 
@@ -80,21 +65,19 @@ class GraphQLView:
             if request.method == "OPTIONS":
                 return Response(status_code=204, headers={"Allow": METHODS})
             if request.method not in {"GET", "HEAD", "POST"}:
-                raise Refused(405, "GraphQL is asked by GET or POST.", METHODS)
+                raise Refused(405, "Send GraphQL by GET or POST.", METHODS)
             if media_type is None or (media_type is EVENT_STREAM and request.method == "HEAD"):
                 raise Refused(
-                    406, "Answers are application/graphql-response+json, application/json or text/event-stream."
+                    406, "Accept must allow application/graphql-response+json, application/json or text/event-stream."
                 )
             context = _context(request)
             context.require_token_for_reads()
-            parameters = await _read_body(request) if request.method == "POST" else _read_url(request)
-            await request.state.admission.take_turn(len(parameters.query))
+            asked = await _read_body(request) if request.method == "POST" else _read_url(request)
+            await request.state.admission.queue_document(len(asked.query))
             if media_type is EVENT_STREAM:
-                _refuse_operation(parameters.operation_type, request.method, media_type)
-                return self._stream(request, context, parameters)
+                return self._stream(request, context, asked)
             with request.state.admission.work():
-                _refuse_operation(parameters.operation_type, request.method, media_type)
-                return await self._execute(context, parameters, media_type)
+                return await self._execute(context, asked, request.method, media_type)
         except Refused as refused:
             self._metrics.answered(REFUSED, BadUserInput.code, began)
             headers = {"Allow": refused.allow} if refused.allow else {}
@@ -102,48 +85,62 @@ class GraphQLView:
         except Unauthenticated as error:
             self._metrics.answered(REFUSED, error.code, began)
             return _refusal(error, 401, media_type, {"WWW-Authenticate": "Bearer"})
-        except RateLimited as error:  # of all requests: a fetch's own limit is an error of its field
-            self._metrics.ended(REFUSED, error.code)  # a time of nothing would flatter all the others
+        except RateLimited as error:  # by admission control: the limit of fetches is an error of its field
+            self._metrics.ended(REFUSED, error.code)  # without a duration, which would make the others look fast
             return _refusal(error, 503, media_type, {"Retry-After": str(error.retry_after)})
 
-    async def _execute(self, context: Context, parameters: Parameters, media_type: bytes) -> Response:
+    async def _execute(self, context: Context, asked: GraphQLRequest, method: str, media_type: bytes) -> Response:
         began = perf_counter()
         try:
             result = await self._schema.execute(
-                parameters.query,
-                variable_values=parameters.variables,
-                context_value=context,
-                operation_name=parameters.operation_name,
+                asked.query,
+                asked.variables,
+                context,
+                operation_name=asked.operation_name,
+                allowed_operation_types=_ALLOWED[method],
             )
+        except InvalidOperationTypeError as error:
+            if error.operation_type is OperationType.SUBSCRIPTION:
+                raise Refused(406, "Subscribe over WebSocket, or accept text/event-stream.") from error
+            raise _mutation_by_get() from error
         except CannotGetOperationTypeError as error:
             result = ExecutionResult(None, [_as_graphql(BadUserInput(error.as_http_error_reason()))])
-        operation = operation_of(parameters.query, parameters.operation_name, result.errors)
-        self._metrics.answered(operation, code_of(result.errors), began)
+        label = operation_label(self._schema._schema, asked, result.errors)
+        self._metrics.answered(label, code_of(result.errors), began)
         answer = process_result(result)
-        if _is_request_error(result):
+        if is_request_error(result.data, result.errors):
             del answer["data"]
         return _json_response(answer, _status(result, media_type), media_type)
 
-    def _stream(self, request: Request, context: Context, parameters: Parameters) -> Response:
-        """Errors of GraphQL's come as an event here: a browser's `EventSource` shows nothing of another status."""
-        streams, closing = request.state.streams, request.state.closing
-        answers = streams.answers(
-            context, parameters.query, parameters.variables, parameters.operation_name, request.state.admission
-        )
-        return event_stream(answers, closing)
+    def _stream(self, request: Request, context: Context, asked: GraphQLRequest) -> Response:
+        """GraphQL errors become events, because a browser's `EventSource` hides the body of any status but 200."""
+        if request.method != "POST" and _is_mutation(asked):
+            raise _mutation_by_get()
+        state = request.state
+        return event_stream(state.streams.answers(context, asked, state.admission), state.closing)
+
+
+def _mutation_by_get() -> Refused:
+    return Refused(405, "Send mutations by POST.", "POST")
+
+
+def _is_mutation(asked: GraphQLRequest) -> bool:
+    """False for a document with errors, too: its execution reports them."""
+    with suppress(GraphQLError, ServiceError):
+        operation = get_operation_ast(load_document(asked.query), asked.operation_name)
+        return operation is not None and operation.operation.value == "mutation"
+    return False
 
 
 def _context(request: Request) -> Context:
-    state = request.state
-    scope = request.scope
+    state, scope = request.state, request.scope
     return Context(
-        state.pool, state.redis, state.settings, is_authenticated(scope), state.live, client=client_of(scope)
+        state.pool, state.redis, state.settings, is_authenticated(scope), state.feeds, client=client_of(scope)
     )
 
 
 def _json_response(answer: object, status: int, media_type: bytes | None) -> Response:
-    """In JSON, whose media type the client accepts or, of a refusal, would have to."""
-    # ASCII, for a message may quote half a surrogate pair.
+    # ASCII, because a message may quote half a surrogate pair.
     response = Response(json.dumps(answer, separators=(",", ":")), status)
     response.headers["Content-Type"] = (GRAPHQL_RESPONSE if media_type is GRAPHQL_RESPONSE else JSON).decode()
     response.headers["Vary"] = "Accept, Accept-Encoding"
@@ -157,88 +154,63 @@ def _refusal(error: ServiceError, status: int, media_type: bytes | None, headers
     return response
 
 
-def read_json(data: str | bytes) -> object:
-    """Raises `json.JSONDecodeError` for whatever is no JSON in UTF-8."""
-    try:
-        return _DECODER.decode(data if isinstance(data, str) else data.decode())
-    except (ValueError, RecursionError) as error:
-        # A number of thousands of digits and brackets without end are no JSON to us either.
-        raise json.JSONDecodeError(str(error), "", 0) from error
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
-
-
 def _as_graphql(error: ServiceError) -> GraphQLError:
     return GraphQLError(str(error), original_error=error)
 
 
-def _is_request_error(result: ExecutionResult) -> bool:
-    """Nothing was executed: an error of a field says which, by its path."""
-    return result.data is None and bool(result.errors) and not any(error.path for error in result.errors or [])
-
-
 def _status(result: ExecutionResult, media_type: bytes) -> int:
-    """As `application/json`, an answer with another status might be that of anything between client and server."""
-    if media_type is not GRAPHQL_RESPONSE or not _is_request_error(result):
+    """Always 200 with `application/json`: a client could not tell another status from that of a proxy."""
+    if media_type is not GRAPHQL_RESPONSE or not is_request_error(result.data, result.errors):
         return 200
     codes = {(error.extensions or {}).get("code") for error in result.errors or []}
     return 500 if "INTERNAL_SERVER_ERROR" in codes else 400
 
 
-def _refuse_operation(operation_type: OperationType | None, method: str, media_type: bytes) -> None:
-    if operation_type is OperationType.MUTATION and method != "POST":
-        raise Refused(405, "A mutation is asked by POST.", "POST")
-    if operation_type is OperationType.SUBSCRIPTION and media_type is not EVENT_STREAM:
-        raise Refused(406, "A subscription is answered over WebSocket, or as text/event-stream.")
-
-
-async def _read_body(request: Request) -> Parameters:
+async def _read_body(request: Request) -> GraphQLRequest:
     content_type = b", ".join(value for name, value in request.scope["headers"] if name == b"content-type")
     if not is_json(content_type):
-        raise Refused(415, "A request's body is application/json, in UTF-8.")
+        raise Refused(415, "The body must be application/json in UTF-8.")
     length, chunks = 0, []
     async for chunk in request.stream():
         length += len(chunk)
         if length > MAX_BODY_BYTES:
-            raise Refused(413, f"A request may have {MAX_BODY_BYTES:,} bytes, no more.")
+            raise Refused(413, f"The body may have at most {MAX_BODY_BYTES:,} bytes.")
         chunks.append(chunk)
     body = _read("The body", b"".join(chunks))
     if isinstance(body, list):
-        raise Refused(400, "A request is one JSON object; several at once are not answered.")
+        raise Refused(400, "The body must be one JSON object; batches are not supported.")
     if not isinstance(body, dict):
-        raise Refused(400, "A request is a JSON object with a `query`.")
+        raise Refused(400, "The body must be a JSON object with a `query`.")
     return _parameters(body)
 
 
-def _read_url(request: Request) -> Parameters:
-    """An empty parameter is none."""
+def _read_url(request: Request) -> GraphQLRequest:
+    """An empty parameter counts as absent."""
     given: dict[str, Any] = {name: value for name, value in request.query_params.items() if value}
     for name in given.keys() & {"variables", "extensions"}:
-        given[name] = _read(f"`{name}`", given[name])
+        given[name] = _read(f"`{name}`", given[name].encode())
     return _parameters(given)
 
 
-def _read(name: str, text: str | bytes) -> object:
+def _read(name: str, text: bytes) -> object:
     try:
-        return read_json(text)
-    except json.JSONDecodeError as error:
-        raise Refused(400, f"{name} is no JSON.") from error
+        return json.loads(text.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and brackets nested too deeply
+        raise Refused(400, f"{name} is not JSON.") from error
 
 
-def _parameters(given: dict[str, Any]) -> Parameters:
-    match given.get("query"):
-        case str(query) if query:
-            pass
-        case _:
-            raise Refused(400, "`query` is the text of a GraphQL document.")
+def _refuse_constant(name: str) -> NoReturn:
+    """NaN and Infinity, which Python accepts."""
+    raise ValueError(name)
+
+
+def _parameters(given: dict[str, Any]) -> GraphQLRequest:
+    query = given.get("query")
+    if not isinstance(query, str) or not query:
+        raise Refused(400, "`query` must be the text of a GraphQL document.")
     if not isinstance(given.get("operationName"), str | None):
-        raise Refused(400, "`operationName` is a text or null.")
+        raise Refused(400, "`operationName` must be a string or null.")
     for name in ("variables", "extensions"):
         if not isinstance(given.get(name), dict | None):
-            raise Refused(400, f"`{name}` is an object or null.")
-    return Parameters(query, given.get("operationName"), given.get("variables"))
+            raise Refused(400, f"`{name}` must be an object or null.")
+    return GraphQLRequest(query, given.get("operationName"), given.get("variables"))

@@ -5,7 +5,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.request_ids import HEADER, request_id_of
 
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")
-"Browsers must not guess another media type than the one that the response states."
+"Forbids browsers to guess another media type than the one in Content-Type."
 
 
 class ResponseHeaders:

@@ -1,7 +1,7 @@
-"""`/livez`: the process answers. `/readyz`: what it needs, one entry each; 503 when PostgreSQL or Redis is away.
+"""`/livez`: the process answers. `/readyz`: an entry for each dependency; 503 if PostgreSQL or Redis is unavailable.
 
-And as soon as the process is told to end, so that a proxy asks others before it does. Where standbys are read from they
-have an entry of their own, and the primary's outage is a warning.
+`/readyz` also says 503 while the process drains, so that a proxy sends requests elsewhere before the process ends. If
+reads go to standbys, these have an entry of their own, and an outage of the primary is a warning.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from server.http.caching import NO_STORE
 from server.reads.context import Context
 from server.schema.tickers import select_tickers
 from server.standbys import StandbyPool
@@ -25,7 +26,7 @@ DRAINING = {"status": "draining", "reason": "this process was told to end: ask a
 
 @dataclass(frozen=True)
 class Dependency:
-    """A warning keeps the API in service: what is stored can be read, whoever collects."""
+    """A warning keeps the API in service, because stored prices can still be read."""
 
     status: str
     reason: str | None = None
@@ -37,7 +38,7 @@ async def livez(_: Request) -> Response:
 
 async def readyz(request: Request) -> Response:
     if request.app.state.is_draining:
-        return JSONResponse(DRAINING, 503, headers={"Cache-Control": "no-store"})
+        return JSONResponse(DRAINING, 503, headers=NO_STORE)
     state = request.state
     context = Context(state.primary, state.redis, state.settings)
     (postgres, prices), (redis, worker), standbys = await asyncio.gather(
@@ -46,7 +47,7 @@ async def readyz(request: Request) -> Response:
     dependencies = {"postgres": postgres, "redis": redis, "worker": worker, "prices": prices}
     if standbys is not None:
         if postgres.status == DOWN and standbys.status != DOWN:
-            # As when another server is about to take the primary's place: what is asked meanwhile is answered.
+            # During a failover the API still answers queries.
             dependencies["postgres"] = Dependency(WARNING, f"{postgres.reason} The standbys are read from.")
         dependencies["standbys"] = standbys
     is_down = any(dependency.status == DOWN for dependency in dependencies.values())
@@ -54,7 +55,7 @@ async def readyz(request: Request) -> Response:
         "status": DOWN if is_down else OK,
         "dependencies": {name: asdict(dependency) for name, dependency in dependencies.items()},
     }
-    return JSONResponse(body, 503 if is_down else 200, headers={"Cache-Control": "no-store"})
+    return JSONResponse(body, 503 if is_down else 200, headers=NO_STORE)
 
 
 async def _storage(context: Context) -> tuple[Dependency, Dependency]:
@@ -77,7 +78,7 @@ async def _storage(context: Context) -> tuple[Dependency, Dependency]:
 
 
 async def _standbys(pool: Pool, context: Context) -> Dependency | None:
-    """Whether there is something to read from, and what of it is behind; `None` where no standbys are named."""
+    """Whether a standby can be read from and has recent prices; `None` without DATABASE_READ_URL."""
     if not isinstance(pool, StandbyPool):
         return None
     reads, prices = await _storage(replace(context, pool=pool))

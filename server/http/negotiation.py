@@ -1,7 +1,7 @@
-"""What media type a request has and its answer gets: read from headers alone, before anything is run.
+"""Content negotiation: what a request sends and accepts, read from its headers alone.
 
-Both decisions are remembered by the header's value, of which there are few; a value longer than any client's is decided
-without being remembered, so that nobody can fill the memory with them.
+Decisions are cached by the header's value. A value longer than any real client's is ignored, so that hostile headers
+cannot fill the memory.
 """
 
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ EVENT_STREAM = b"text/event-stream"
 MAX_LENGTH = 500
 "Characters of a header's value. Browsers send up to 150."
 
-REMEMBERED = 64
+CACHED_VALUES = 64
 
-# Where a client leaves the choice open, such as with `*/*`, the first: what clients have always been sent.
+# In order of preference if the client leaves the choice open, as `*/*` does.
 _OFFERED = (JSON, GRAPHQL_RESPONSE, EVENT_STREAM)
 
 
 class _Range(NamedTuple):
-    """One of the media types that a header names, or a group of them such as `*/*`."""
+    """A media range of a header, such as `application/json` or `*/*`; or another token with a quality."""
 
     name: str
     quality: float
@@ -30,18 +30,17 @@ class _Range(NamedTuple):
 
 
 def response_type(accept: bytes | None) -> bytes | None:
-    """The media type of the answer as the `Content-Type` header to send, one of the three constants above.
+    """The answer's `Content-Type`, one of the three constants above; `None` (status 406) if the client accepts none.
 
-    `accept` is the request's header (several of them joined by commas), `None` where it has none. `None` is answered
-    where the client accepts nothing that there is: status 406.
+    `accept`: the request's Accept headers joined by commas, `None` if it has none.
     """
-    if accept is None or len(accept) > MAX_LENGTH:  # disregarded, as the specification allows
+    if accept is None or len(accept) > MAX_LENGTH:  # RFC 9110 allows a server to ignore the header
         return JSON
     return _response_type(accept)
 
 
 def is_json(content_type: bytes | None) -> bool:
-    """Whether a request's body is JSON in UTF-8, the one kind that is read."""
+    """Whether a request's body is JSON in UTF-8, the only kind that is accepted."""
     return content_type is not None and len(content_type) <= MAX_LENGTH and _is_json(content_type)
 
 
@@ -55,19 +54,19 @@ def accepts_gzip(encodings: bytes | None) -> bool:
     return encodings is not None and len(encodings) <= MAX_LENGTH and _accepts_gzip(encodings)
 
 
-@lru_cache(maxsize=REMEMBERED)
+@lru_cache(maxsize=CACHED_VALUES)
 def _wants_page(accept: bytes) -> bool:
     qualities = {found.name: found.quality for found in _ranges(accept)}
     answers = (offered.decode().partition(";")[0] for offered in _OFFERED)
     return qualities.get("text/html", 0) > max(qualities.get(answer, 0) for answer in answers)
 
 
-@lru_cache(maxsize=REMEMBERED)
+@lru_cache(maxsize=CACHED_VALUES)
 def _accepts_gzip(encodings: bytes) -> bool:
     return any(found.name in {"gzip", "x-gzip"} and found.quality > 0 for found in _ranges(encodings))
 
 
-@lru_cache(maxsize=REMEMBERED)
+@lru_cache(maxsize=CACHED_VALUES)
 def _response_type(accept: bytes) -> bytes | None:
     ranges = list(_ranges(accept))
     if not accept.strip():
@@ -77,9 +76,9 @@ def _response_type(accept: bytes) -> bytes | None:
 
 
 def _rank(offered: bytes, ranges: list[_Range]) -> tuple[float, int, int] | None:
-    """By quality, then what is named before what a wildcard includes, then in the client's order."""
+    """Sorts by quality, then exact names before wildcards, then the client's order."""
     name = offered.decode().partition(";")[0]
-    # Only JSON is meant by a wildcard: an event stream is asked for.
+    # A wildcard never means an event stream.
     groups = (name,) if offered is EVENT_STREAM else (name, "application/*", "*/*")
     for specificity, group in enumerate(groups):
         for found in ranges:
@@ -88,13 +87,13 @@ def _rank(offered: bytes, ranges: list[_Range]) -> tuple[float, int, int] | None
     return None
 
 
-@lru_cache(maxsize=REMEMBERED)
+@lru_cache(maxsize=CACHED_VALUES)
 def _is_json(content_type: bytes) -> bool:
     return [found.name for found in _ranges(content_type)] == ["application/json"]
 
 
 def _ranges(header: bytes) -> Iterator[_Range]:
-    """What is malformed, or in another encoding than UTF-8, is left out."""
+    """Skips ranges that are malformed or in another encoding than UTF-8."""
     for position, text in enumerate(header.decode("latin-1").lower().split(",")):
         name, *parameters = (part.strip() for part in text.split(";"))
         values = dict(parameter.partition("=")[::2] for parameter in parameters)

@@ -1,9 +1,7 @@
-"""The pages: the dashboard at `/`, GraphiQL at `/graphql` in a browser, and the files that they load from here."""
+"""The pages: the dashboard at `/`, GraphiQL at `/graphql` in a browser, and the files that both load."""
 
-import hashlib
 import logging
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
@@ -12,12 +10,15 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from server.http.caching import NO_STORE, cacheable
+from server.http.negotiation import accepts_gzip, wants_page
+
 logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parents[1] / "static"
-"Made of `server/web`, see shared/local/pages.py and the Dockerfile."
+"Built from `server/web` by shared/local/pages.py or the Dockerfile."
 
-_ASSET = re.compile(r"[\w.-]{1,100}-[\w-]{8}(\.[a-z0-9]+)", re.ASCII)  # Vite's names carry a hash of the content
+_ASSET = re.compile(r"[\w.-]{1,100}-[\w-]{8}(\.[a-z0-9]+)", re.ASCII)  # Vite adds a hash of the content
 _MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css", ".ttf": "font/ttf", ".svg": "image/svg+xml"}
 _YEAR = 31_536_000
 
@@ -26,6 +27,12 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src {}; img-src 'self' data:; font-src 'self'; connect-src 'self'; "
+    "worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"Everything, WebSockets included, comes from this server only; style sheets contain small images as `data:`."
+
 _MISSING = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -35,28 +42,28 @@ _MISSING = """<!doctype html>
 <h1>The pages are not built</h1>
 <p>The API works: send GraphQL to <code>/graphql</code>; its schema is at
 <a href="/schema.graphql">/schema.graphql</a>.</p>
-<p>The dashboard and GraphiQL are made by <code>make pages</code>, which needs Node 20.19, 22.12 or newer with npm, or a
-way to the Python package index. They are served as soon as they are there.</p>
+<p><code>make pages</code> builds the dashboard and GraphiQL. It needs Node 20.19, 22.12 or newer with npm, or access to
+the Python package index. The server shows the pages as soon as they are built; it needs no restart.</p>
 </html>
 """
 
 
 class Pages:
-    """Looked up at each request, so that a build shows without a restart."""
+    """Reads the files at each request, so that a new build needs no restart."""
 
     def __init__(self, folder: Path = STATIC) -> None:
         self._folder = folder
 
     def warn_when_missing(self) -> None:
         if not (self._folder / "index.html").is_file():
-            logger.warning("the dashboard and GraphiQL are not built, see `make pages`; the API works without them")
+            logger.warning("the dashboard and GraphiQL are not built: run `make pages`; the API works without them")
 
     def dashboard(self, request: Request) -> Response:
-        return self._page("index.html", request, _policy("'self'"))
+        return self._page("index.html", request, _POLICY.format("'self'"))
 
     def graphiql(self, request: Request) -> Response:
-        # Its editor, Monaco, makes style elements and style attributes as one types: no hash or nonce can name them.
-        return self._page("graphiql.html", request, _policy("'self' 'unsafe-inline'"))
+        # Its editor, Monaco, creates style elements while one types, so no hash or nonce can list them.
+        return self._page("graphiql.html", request, _POLICY.format("'self' 'unsafe-inline'"))
 
     def asset(self, request: Request) -> Response:
         match = _ASSET.fullmatch(name := request.path_params["name"])
@@ -65,7 +72,7 @@ class Pages:
             return PlainTextResponse("Not Found", 404)
         headers = {**_HEADERS, "Cache-Control": f"public, max-age={_YEAR}, immutable", "Vary": "Accept-Encoding"}
         packed = path.with_name(f"{name}.gz")
-        if packed.is_file() and _quality(request.headers, "accept-encoding", "gzip") > 0:
+        if packed.is_file() and accepts_gzip(_header(request.headers, "accept-encoding")):
             path, headers["Content-Encoding"] = packed, "gzip"
         return FileResponse(path, headers=headers, media_type=_MEDIA_TYPES.get(match[1], "application/octet-stream"))
 
@@ -74,60 +81,29 @@ class Pages:
         try:
             content = (self._folder / name).read_bytes()
         except FileNotFoundError:
-            return HTMLResponse(_MISSING, 503, {**headers, "Cache-Control": "no-store"})
-        # Asked for again each time, for it names the files of its build; those are kept.
-        headers |= {"Cache-Control": "no-cache", "ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"'}
-        if headers["ETag"] in request.headers.get("if-none-match", ""):
-            return Response(status_code=304, headers=headers)
-        return HTMLResponse(content, headers=headers)
+            return HTMLResponse(_MISSING, 503, {**headers, **NO_STORE})
+        # Browsers ask each time, because the page names the hashed files of its build.
+        return cacheable(request, content, "text/html", headers)
 
 
 class GraphiQLInBrowsers:
-    """ASGI: a browser that opens the GraphQL endpoint sees GraphiQL, a client gets its answer."""
+    """ASGI middleware: shows GraphiQL to a browser that opens the GraphQL endpoint."""
 
     def __init__(self, graphql: ASGIApp, pages: Pages) -> None:
         self._graphql = graphql
         self._pages = pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and _wants_page(Headers(scope=scope)):
+        if (
+            scope["type"] == "http"
+            and scope["method"] in ("GET", "HEAD")
+            and wants_page(_header(Headers(scope=scope), "accept"))
+        ):
             page = await run_in_threadpool(self._pages.graphiql, Request(scope))
             await page(scope, receive, send)
         else:
             await self._graphql(scope, receive, send)
 
 
-def _wants_page(headers: Mapping[str, str]) -> bool:
-    answers = ("application/json", "application/graphql-response+json", "text/event-stream")
-    return _quality(headers, "accept", "text/html") > max(_quality(headers, "accept", answer) for answer in answers)
-
-
-def _policy(styles: str) -> str:
-    """Content-Security-Policy: everything from this server, the socket of the subscriptions included, or not at all."""
-    return "; ".join(
-        (
-            "default-src 'none'",
-            "script-src 'self'",
-            f"style-src {styles}",
-            "img-src 'self' data:",  # small ones inside of style sheets
-            "font-src 'self'",
-            "connect-src 'self'",
-            "worker-src 'self'",
-            "base-uri 'none'",
-            "form-action 'none'",
-            "frame-ancestors 'none'",
-        )
-    )
-
-
-def _quality(headers: Mapping[str, str], name: str, token: str) -> float:
-    """How much the client wants `token`, 0 to 1; wildcards do not count."""
-    for part in headers.get(name, "").split(","):
-        found, *parameters = (text.strip().lower() for text in part.split(";"))
-        if found == token:
-            weights = [text[2:] for text in parameters if text.startswith("q=")]
-            try:
-                return float(weights[0]) if weights else 1
-            except ValueError:
-                return 0
-    return 0
+def _header(headers: Headers, name: str) -> bytes | None:
+    return ", ".join(headers.getlist(name)).encode("latin-1") or None

@@ -1,7 +1,7 @@
-"""`/metrics`: what this process counts, and what all of them share, read from PostgreSQL and Redis as it is asked for.
+"""`/metrics`: what this process counts, and the state that all processes share in PostgreSQL and Redis.
 
-Of what is shared each process tells the same: take the greatest, not the sum. What cannot be read is left out rather
-than told as it was, and `dependency_up` says so.
+Each process exports the same shared state, so take its maximum over the processes, not the sum. Shared state that
+cannot be read is left out, and `dependency_up` says so.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from server.http.caching import NO_STORE
 from server.metrics import Metrics
 from server.protection.auth import is_authenticated
 from shared.config.settings import Settings
@@ -32,11 +33,11 @@ from shared.telemetry.metrics import gauge
 
 COVERED = timedelta(hours=1)
 SETTLED = timedelta(minutes=5)
-"Healing runs once a minute: what is missing for longer than this, it could not mend."
+"Healing runs once a minute, so it has failed on slots that are still missing after this time."
 
 
 class Scrape:
-    """What the library's encoders take for a registry."""
+    """The part of a registry that prometheus_client's encoders use."""
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
         self._metrics = metrics
@@ -46,7 +47,7 @@ class Scrape:
 
 
 async def metrics(request: Request) -> Response:
-    """No prices are in it, but how many ask for them: where reads need a token, so does this."""
+    """Needs a token if reads do, because it shows how much the API is used."""
     state = request.state
     if state.settings.require_token_for_reads and not is_authenticated(request.scope):
         headers = {"WWW-Authenticate": "Bearer"}
@@ -55,34 +56,34 @@ async def metrics(request: Request) -> Response:
     shared = await asyncio.gather(_stored(state.primary, state.settings), _queued(state.redis))
     encode, content_type = choose_encoder(", ".join(request.headers.getlist("accept")))
     pools = {"main": state.primary} if state.pool is state.primary else {"main": state.primary, "standbys": state.pool}
-    found = [*counted.collect(), *pool_metrics(pools), *_told(state.settings, *shared)]
-    return Response(encode(Scrape(found)), headers={"Content-Type": content_type, "Cache-Control": "no-store"})
+    found = [*counted.collect(), *pool_metrics(pools), *_shared(state.settings, *shared)]
+    return Response(encode(Scrape(found)), headers={"Content-Type": content_type, **NO_STORE})
 
 
 async def _stored(pool: Pool, settings: Settings) -> list[Metric] | None:
-    """`None` where PostgreSQL is away."""
+    """`None` if PostgreSQL is unavailable."""
     now = datetime.now(UTC)
-    # Of slots that have ended: one of an hour is not told of while it goes on, but for the hour after it.
+    # Only slots that have ended: a slot of an hour counts during the hour after it.
     until = now - SETTLED - timedelta(seconds=settings.fetch_interval_seconds)
     try:
         latest, coverages = await asyncio.gather(
             select_latest_prices(pool, settings.tickers),
             select_coverages(pool, settings.tickers, until - COVERED, until, now),
         )
-    except (StorageUnavailable, asyncpg.PostgresError):  # the latter where it lets us read no more
+    except (StorageUnavailable, asyncpg.PostgresError):  # the latter if we lack the privilege to read
         return None
     newest = dict.fromkeys(settings.tickers, 0.0) | {price.ticker: price.timestamp.timestamp() for price in latest}
     ages = {ticker: time.time() - timestamp for ticker, timestamp in newest.items() if timestamp}
     return [
         gauge(
             "newest_price_timestamp_seconds",
-            "The instant that the newest stored price stands for, in Unix time; 0 while there is none.",
+            "The newest stored price's timestamp, in Unix time; 0 without a price.",
             ["ticker"],
             {(ticker,): timestamp for ticker, timestamp in newest.items()},
         ),
         gauge(
             "newest_price_age_seconds",
-            "Time since the instant that the newest stored price stands for; left out while there is none.",
+            "Time since the newest stored price's timestamp; left out without a price.",
             ["ticker"],
             {(ticker,): age for ticker, age in ages.items()},
         ),
@@ -94,7 +95,7 @@ async def _stored(pool: Pool, settings: Settings) -> list[Metric] | None:
         ),
         gauge(
             "slots_present",
-            "Those of slots_expected that have a price, observed or healed.",
+            "Slots of slots_expected that have a price, observed or healed.",
             ["ticker"],
             {(ticker,): coverage.present for ticker, coverage in coverages.items()},
         ),
@@ -102,7 +103,7 @@ async def _stored(pool: Pool, settings: Settings) -> list[Metric] | None:
 
 
 async def _queued(redis: ArqRedis) -> list[Metric] | None:
-    """`None` where Redis is away."""
+    """`None` if Redis is unavailable."""
 
     async def read() -> tuple[int, int, list[str]]:
         return await asyncio.gather(count_unfinished_fetches(redis), count_deferred(redis), select_live_workers(redis))
@@ -112,10 +113,10 @@ async def _queued(redis: ArqRedis) -> list[Metric] | None:
     except QueueUnavailable:
         return None
     return [
-        gauge("fetches_queued", "Fetches somebody asked for that are queued or running.", [], {(): fetches}),
+        gauge("fetches_queued", "Requested fetches that are queued or running.", [], {(): fetches}),
         gauge(
             "deferred_prices",
-            "Prices, and reasons of missed slots, that wait in Redis until PostgreSQL takes them.",
+            "Prices and reasons of missed slots that wait in Redis until PostgreSQL is available.",
             [],
             {(): deferred},
         ),
@@ -123,13 +124,11 @@ async def _queued(redis: ArqRedis) -> list[Metric] | None:
     ]
 
 
-def _told(settings: Settings, stored: list[Metric] | None, queued: list[Metric] | None) -> Iterator[Metric]:
-    yield gauge(
-        "fetch_interval_seconds", "The schedule's grid, from slot to slot.", [], {(): settings.fetch_interval_seconds}
-    )
+def _shared(settings: Settings, stored: list[Metric] | None, queued: list[Metric] | None) -> Iterator[Metric]:
+    yield gauge("fetch_interval_seconds", "The schedule's interval.", [], {(): settings.fetch_interval_seconds})
     yield gauge(
         "dependency_up",
-        "Whether this scrape was answered by PostgreSQL (postgres), by Redis or Valkey (redis).",
+        "Whether PostgreSQL (postgres) and Redis or Valkey (redis) answered this scrape.",
         ["dependency"],
         {("postgres",): stored is not None, ("redis",): queued is not None},
     )

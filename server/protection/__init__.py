@@ -1,4 +1,4 @@
-"""What keeps one client from taking the service: tokens, admission control and budgets.
+"""Protection of the service from single clients: tokens, admission control and budgets.
 
 Read `admission.py` first.
 """

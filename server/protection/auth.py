@@ -1,4 +1,4 @@
-"""Who may do what: mutations need a token where one is set; with REQUIRE_TOKEN_FOR_READS, so does every question."""
+"""Tokens: mutations need one if any is configured; with REQUIRE_TOKEN_FOR_READS queries need one, too."""
 
 import hmac
 import ipaddress
@@ -13,54 +13,54 @@ from shared.config.settings import Settings, SettingsError
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0
-"How long a change of API_TOKEN_FILE may go unnoticed while requests come."
+CHECK_SECONDS = 1.0
+"How often API_TOKEN_FILE is checked for a change, at most."
 
 UNKNOWN_CLIENT = "unknown"
 _IPV6_NETWORK = 64
-"One customer's, mostly: each of its addresses would be another client."
+"A customer usually has a whole /64, so its addresses count as one client."
 
 
 class Access:
-    """The tokens that let somebody in, known by their digests alone.
+    """The accepted tokens, of which only digests are kept.
 
-    API_TOKEN_FILE is read again when it has changed. One that cannot be used then is told in the log, and the tokens
-    read before stay in force.
+    API_TOKEN_FILE is read again when it has changed. If it cannot be used then, an error is logged and the tokens that
+    were read before stay valid.
     """
 
     def __init__(self, settings: Settings) -> None:
         """Raises `SettingsError`."""
         self._settings = settings
-        self._seen = self._state_of_file()
+        self._file_state = self._stat_file()
         self._digests = _digests(settings)
-        self._look_at = time.monotonic() + LOOK_SECONDS
+        self._check_at = time.monotonic() + CHECK_SECONDS
 
     def accepts(self, authorization: str) -> bool:
         """Whether an Authorization header's value carries one of the tokens."""
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer":
             return False
-        if self._seen is not None and time.monotonic() >= self._look_at:
-            self._look()
+        if self._file_state is not None and time.monotonic() >= self._check_at:
+            self._reload_if_changed()
         digest = sha256(token.strip().encode(errors="surrogatepass")).digest()
-        # All of them, each in constant time: how much of a guess was right must not show, nor which token it was.
+        # Compare with every token, each in constant time, so that timing does not reveal which one matched.
         return any([hmac.compare_digest(digest, known) for known in self._digests])  # noqa: C419  all
 
-    def _look(self) -> None:
-        self._look_at = time.monotonic() + LOOK_SECONDS
-        state = self._state_of_file()
-        if state == self._seen:
+    def _reload_if_changed(self) -> None:
+        self._check_at = time.monotonic() + CHECK_SECONDS
+        state = self._stat_file()
+        if state == self._file_state:
             return
-        self._seen = state
+        self._file_state = state
         try:
             self._digests = _digests(self._settings)
         except SettingsError as error:
-            logger.error("%s; the tokens that were read before stay in force", error)
+            logger.error("%s; the tokens that were read before stay valid", error)
         else:
-            logger.info("API_TOKEN_FILE was read again, its tokens are in force: %d", len(self._digests))
+            logger.info("API_TOKEN_FILE has changed: %d tokens are valid", len(self._digests))
 
-    def _state_of_file(self) -> tuple[int, ...] | None:
-        """What differs when the file was written, or another put in its place; `None` where none is set."""
+    def _stat_file(self) -> tuple[int, ...] | None:
+        """Changes if the file is written or replaced; `None` if no file is configured."""
         if self._settings.api_token_file is None:
             return None
         try:
@@ -71,7 +71,7 @@ class Access:
 
 
 def is_authenticated(scope: Scope) -> bool:
-    """Whether the request, or the socket's handshake, carries a token; where none is set nobody is asked."""
+    """Whether the request or the socket's handshake carries a valid token. False if no token is configured."""
     state = scope["state"]
     if not state["settings"].has_token:
         return False
@@ -80,10 +80,10 @@ def is_authenticated(scope: Scope) -> bool:
 
 
 def client_of(scope: Scope) -> str:
-    """Whom the limits count as one: an IPv4 address, or an IPv6 network."""
+    """What the limits count as one client: an IPv4 address or an IPv6 network."""
     try:
         address = ipaddress.ip_address(scope["client"][0])
-    except (ValueError, TypeError):  # a proxy that hides it, or a local socket
+    except (ValueError, TypeError):  # hidden by a proxy, or a Unix socket
         return UNKNOWN_CLIENT
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)

@@ -1,21 +1,21 @@
-"""Long documents that come together are looked at one by one, so that whoever asks little is answered in between."""
+"""A queue for long documents, so that requests with short ones are answered between them."""
 
 import asyncio
 
 LONG = 1000
-"Characters of a document, or bytes of a body. To parse and validate as many can take some 10 ms, and nothing stops it."
+"Characters of a document, or bytes of a body. Parsing and validating this many can block the event loop for 10 ms."
 
 
-class Turns:
+class DocumentQueue:
     def __init__(self) -> None:
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self.waiting = 0
 
-    async def take(self) -> None:
-        """Wait for one's turn; to be called just before the work."""
+    async def wait(self) -> None:
+        """To be called right before the work: lets one document pass in each iteration of the event loop."""
         self.waiting += 1
         try:
-            async with self._turn:
-                await asyncio.sleep(0)  # a round of the loop, in which everybody else is served
+            async with self._lock:
+                await asyncio.sleep(0)
         finally:
             self.waiting -= 1

@@ -1,7 +1,7 @@
-"""What one request may take of PostgreSQL and Redis, however many fields it asks for: so long, and so much at a time.
+"""How much time and how many connections one request may use, however many fields it asks for.
 
-A statement has a deadline of its own, under which a field ends. But a mutation's fields run one after the other, and
-those of a query would take all of the pool's connections, which are everybody's.
+Each field has a deadline, but the fields of a mutation run one after another, and those of a query run concurrently and
+could take all connections of the pool.
 """
 
 import asyncio
@@ -16,50 +16,48 @@ from shared.errors import QueueUnavailable, StorageUnavailable
 logger = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 5.0
-"Of all fields together, from the first one that waits for anything. An answer of planned reads is one statement."
+"For all fields together, from the first one that waits. Compiled queries are one statement and need no budget."
 
 FIELDS_AT_ONCE = 3
-"Of one request; a pool has ten connections."
+"Of one request. A pool has ten connections."
 
-Away = type[StorageUnavailable] | type[QueueUnavailable]
+Unavailable = type[StorageUnavailable] | type[QueueUnavailable]
 
 
-class Allowance:
-    """One request's."""
-
+class RequestBudget:
     def __init__(self, seconds: float = REQUEST_SECONDS) -> None:
         self._seconds = seconds
         self._until: float | None = None
-        self._turns = asyncio.Semaphore(FIELDS_AT_ONCE)
-        self._away: dict[Away, str] = {}
+        self._fields = asyncio.Semaphore(FIELDS_AT_ONCE)
+        self._unavailable: dict[Unavailable, str] = {}
 
-    async def spend(self, resolve: Callable[[], Awaitable[Any]], away: Away) -> Any:
-        """Resolve a field. Raises `away` where that is known to be away from another field, or when the time is over:
-        what the field waits for is cancelled then, a statement in PostgreSQL too.
+    async def spend(self, resolve: Callable[[], Awaitable[Any]], unavailable: Unavailable) -> Any:
+        """Resolve a field. Raises `unavailable` when the time is over, which cancels the field's statement in
+        PostgreSQL, too; or at once if another field of the request has already failed with it.
         """
         if self._until is None:
             self._until = asyncio.get_running_loop().time() + self._seconds
         try:
-            async with asyncio.timeout_at(self._until), self._turns:
-                if away in self._away:
-                    raise away(self._away[away])
+            async with asyncio.timeout_at(self._until), self._fields:
+                if unavailable in self._unavailable:
+                    raise unavailable(self._unavailable[unavailable])
                 return await resolve()
         except TimeoutError:
             message = f"The request took longer than {self._seconds:g} s; ask for less at once, or try again shortly."
-            if away not in self._away:
+            if unavailable not in self._unavailable:
                 logger.warning("a request took longer than %g s", self._seconds)
-                self._away[away] = message
-            raise away(message) from None
-        except away as error:
+                self._unavailable[unavailable] = message
+            raise unavailable(message) from None
+        except unavailable as error:
             if not getattr(error, "is_answered", False):
-                self._away.setdefault(away, str(error))
+                self._unavailable.setdefault(unavailable, str(error))
             raise
 
 
-def within_allowance(resolve: Callable[..., Any], away: Away) -> Callable[..., Any]:
-    """The resolver of a field that waits, within its request's allowance."""
+def within_budget(resolve: Callable[..., Any], unavailable: Unavailable) -> Callable[..., Any]:
+    """Makes the resolver of a field that waits spend its request's budget."""
 
     async def resolve_within(source: Any, info: GraphQLResolveInfo[Any], **arguments: Any) -> Any:
-        return await info.context.allowance.spend(lambda: resolve(source, info, **arguments), away)
+        return await info.context.budget.spend(lambda: resolve(source, info, **arguments), unavailable)
 
     return resolve_within

@@ -7,7 +7,7 @@ from graphql import FieldNode, FragmentDefinitionNode, FragmentSpreadNode, Inlin
 
 
 class Weight(NamedTuple):
-    """Levels, aliases, fields and the longest name of a selection set, a fragment counted wherever it is spread."""
+    """Levels, aliases, fields and the longest name of a selection set. A fragment counts wherever it is spread."""
 
     depth: int = 0
     aliases: int = 0
@@ -20,7 +20,7 @@ def weigh(
     fragments: Mapping[str, FragmentDefinitionNode],
     known: dict[str, Weight] | None = None,
 ) -> Weight:
-    """Each fragment is weighed once; one that spreads itself weighs nothing there, and validation refuses it."""
+    """Weighs each fragment once. A fragment inside itself weighs nothing; validation refuses it."""
     known = {} if known is None else known
     depth, aliases, fields, longest = 1, 0, 0, 0
     for selection in selections.selections:

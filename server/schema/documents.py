@@ -1,6 +1,7 @@
-"""What a document may weigh, looked at once per document, before it is validated or run."""
+"""Limits on documents: each is parsed and weighed once, before it is validated or executed."""
 
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from graphql import (
     DocumentNode,
@@ -23,22 +24,28 @@ MAX_LENGTH = 20_000
 "Characters."
 
 MAX_TOKENS = 2000
-"Twice what GraphiQL's introspection takes; 20,000 would hold the event loop for more than a second."
+"Twice as many as GraphiQL's introspection has; 20,000 would block the event loop for more than a second."
 
 MAX_DEPTH = 15
 MAX_ALIASES = 50
 MAX_FIELDS = 300
-"GraphiQL's introspection has fewer; comparing the fields of one level with each other takes their square."
+"GraphiQL's introspection has fewer. Validation compares the fields of a level in pairs, in quadratic time."
 
 MAX_NAME_LENGTH = 100
-"A name is repeated in every row of the answer."
+"Each row of the answer repeats the name."
 
-_TOO_DEEP = f"A document may be {MAX_DEPTH} levels deep, no more."
+_TOO_DEEP = f"A document may be at most {MAX_DEPTH} levels deep."
+
+
+class GraphQLRequest(NamedTuple):
+    query: str
+    operation_name: str | None = None
+    variables: dict[str, Any] | None = None
 
 
 class DocumentLimits(SchemaExtension):
-    """Parse with a bounded cache. Refuses a document over a limit with `QueryTooComplex`; where INTROSPECTION is off,
-    validation refuses one that asks for the schema.
+    """A Strawberry extension: caches documents, refuses one over a limit with `QueryTooComplex`, and refuses
+    introspection unless INTROSPECTION is on.
     """
 
     def on_parse(self) -> Iterator[None]:
@@ -48,7 +55,7 @@ class DocumentLimits(SchemaExtension):
         if context.query:
             context.graphql_document = load_document(context.query)
             operations = [d for d in context.graphql_document.definitions if isinstance(d, OperationDefinitionNode)]
-            if len(operations) > 1 and context._provided_operation_name is None:  # Strawberry would run the first
+            if len(operations) > 1 and context._provided_operation_name is None:  # Strawberry would execute the first
                 raise GraphQLError("Must provide operation name if query contains multiple operations.")
         yield
 
@@ -61,16 +68,16 @@ class DocumentLimits(SchemaExtension):
 def load_document(query: str) -> DocumentNode:
     """Raises `GraphQLSyntaxError`, `QueryTooComplex`."""
     if len(query) > MAX_LENGTH:
-        raise QueryTooComplex(f"A document may have {MAX_LENGTH} characters, no more.")
+        raise QueryTooComplex(f"A document may have at most {MAX_LENGTH} characters.")
     return _parse(query)
 
 
-def _parse_anew(query: str) -> DocumentNode:
+def _parse_uncached(query: str) -> DocumentNode:
     try:
         document = parse(query, max_tokens=MAX_TOKENS)
     except GraphQLSyntaxError as error:
         if f"more than {MAX_TOKENS} tokens" in error.message:
-            raise QueryTooComplex(f"A document may have {MAX_TOKENS} tokens, no more.") from None
+            raise QueryTooComplex(f"A document may have at most {MAX_TOKENS} tokens.") from None
         if "nested too deeply" in error.message:
             raise QueryTooComplex(_TOO_DEEP) from None
         raise
@@ -82,20 +89,22 @@ def _parse_anew(query: str) -> DocumentNode:
     return document
 
 
-def _validate_anew(query: str, schema: GraphQLSchema, rules: tuple[type[ASTValidationRule], ...]) -> list[GraphQLError]:
+def _validate_uncached(
+    query: str, schema: GraphQLSchema, rules: tuple[type[ASTValidationRule], ...]
+) -> list[GraphQLError]:
     return validate_document(schema, load_document(query), rules)
 
 
-_parse = DocumentCache(_parse_anew)
-validate = DocumentCache(_validate_anew)
+_parse = DocumentCache(_parse_uncached)
+validate = DocumentCache(_validate_uncached)
 
 
 def _refuse_heavy(weight: Weight) -> None:
     if weight.depth > MAX_DEPTH:
         raise QueryTooComplex(_TOO_DEEP)
     if weight.aliases > MAX_ALIASES:
-        raise QueryTooComplex(f"A document may have {MAX_ALIASES} aliases, no more.")
+        raise QueryTooComplex(f"A document may have at most {MAX_ALIASES} aliases.")
     if weight.fields > MAX_FIELDS:
-        raise QueryTooComplex(f"A document may have {MAX_FIELDS} fields, no more.")
+        raise QueryTooComplex(f"A document may have at most {MAX_FIELDS} fields.")
     if weight.longest > MAX_NAME_LENGTH:
-        raise QueryTooComplex(f"A name may have {MAX_NAME_LENGTH} characters, no more.")
+        raise QueryTooComplex(f"A name may have at most {MAX_NAME_LENGTH} characters.")

@@ -1,8 +1,9 @@
-"""What of an error a client sees, and what of it the log keeps."""
+"""Which part of an error the client sees, and which part only the log gets."""
 
 import logging
 import re
 import uuid
+from collections.abc import Sequence
 
 from graphql import GraphQLError, GraphQLSyntaxError
 
@@ -15,11 +16,11 @@ _SUGGESTION = re.compile(r" Did you mean [^?]*\?")
 
 
 def public_error(error: GraphQLError) -> GraphQLError:
-    """The error with the code that the public contract promises; without any detail when it is a fault of ours."""
+    """The error with its code of the public contract. A fault of the server is logged, and its details are masked."""
     cause = _cause(error)
     if isinstance(cause, ServiceError):
-        return error  # graphql-core copied its extensions; where it is ours to mend, its origin has logged it
-    # Without a path no resolver has run: a literal that GraphQL itself chokes on, such as a number of 5,000 digits.
+        return error  # graphql-core copied its extensions; a fault that the operator must mend is already in the log
+    # Without a path no resolver ran: graphql-core failed on a literal, such as a number of 5,000 digits.
     if cause is not None and not (error.path is None and isinstance(cause, ValueError | RecursionError)):
         return _masked(error, cause)
     if "code" not in (error.extensions or {}):
@@ -28,15 +29,20 @@ def public_error(error: GraphQLError) -> GraphQLError:
 
 
 def without_suggestions(error: GraphQLError) -> GraphQLError:
-    """As it is, but without names of the schema that the client has not guessed quite right."""
+    """Without the names of the schema that GraphQL suggests for a misspelt one."""
     message = _SUGGESTION.sub("", error.message)
     if message == error.message:
         return error
     return GraphQLError(message, error.nodes, path=error.path, extensions=error.extensions)
 
 
+def is_request_error(data: object, errors: Sequence[GraphQLError] | None) -> bool:
+    """Whether nothing was executed. The error of a field has its path."""
+    return data is None and bool(errors) and not any(error.path for error in errors or ())
+
+
 def _cause(error: GraphQLError) -> BaseException | None:
-    """The exception below any layers of GraphQL errors, `None` for one that GraphQL itself raised."""
+    """The exception inside the GraphQL errors; `None` if GraphQL itself raised the error."""
     cause = error.original_error
     while isinstance(cause, GraphQLError):
         cause = cause.original_error
@@ -46,7 +52,7 @@ def _cause(error: GraphQLError) -> BaseException | None:
 def _code(error: GraphQLError) -> str:
     if isinstance(error, GraphQLSyntaxError):
         return "GRAPHQL_PARSE_FAILED"
-    # A variable's value is looked at when the operation runs; what it is refused for is the client's input.
+    # graphql-core coerces variables during execution, but a bad value is the client's input.
     return "BAD_USER_INPUT" if _BAD_VARIABLE.match(error.message) else "GRAPHQL_VALIDATION_FAILED"
 
 

@@ -1,4 +1,4 @@
-"""Fetches on demand: ask for one, follow it."""
+"""Fetches on demand: request one, and read its progress."""
 
 from datetime import datetime
 from enum import Enum
@@ -15,13 +15,13 @@ from shared.queue.client import within_deadline
 from shared.queue.rate_limit import limits_of
 from shared.telemetry.traces import span
 
-JobId = Annotated[strawberry.ID, strawberry.argument(description="As fetchPrices answered it.")]
+JobId = Annotated[strawberry.ID, strawberry.argument(description="The `id` from fetchPrices.")]
 
 
-@strawberry.enum(description="How far a fetch is.")
+@strawberry.enum(description="The state of a fetch.")
 class FetchStatus(Enum):
-    QUEUED = strawberry.enum_value("QUEUED", description="It waits for a worker.")
-    RUNNING = strawberry.enum_value("RUNNING", description="A worker has it.")
+    QUEUED = strawberry.enum_value("QUEUED", description="Waits for a worker.")
+    RUNNING = strawberry.enum_value("RUNNING", description="A worker runs it.")
     SUCCEEDED = strawberry.enum_value("SUCCEEDED", description="Ended: the price of every ticker is stored.")
     PARTIAL = strawberry.enum_value("PARTIAL", description="Ended: the prices of some tickers are stored.")
     FAILED = strawberry.enum_value("FAILED", description="Ended: no price is stored.")
@@ -36,13 +36,13 @@ class FetchFailure:
     message: str = strawberry.field(description="The same in words.")
 
 
-@strawberry.type(description="A fetch that was asked for. It can be followed until an hour after it has ended.")
+@strawberry.type(description="A requested fetch. It can be read until an hour after its end.")
 class FetchJob:
-    id: strawberry.ID = strawberry.field(description="To follow it with fetchJob.")
-    status: FetchStatus = strawberry.field(description="How far it is.")
+    id: strawberry.ID = strawberry.field(description="To read it with fetchJob, or follow it with fetchProgress.")
+    status: FetchStatus = strawberry.field(description="The state.")
     tickers: list[str] = strawberry.field(description="The index names it fetches.")
-    enqueued_at: datetime = strawberry.field(description="When it was asked for.")
-    started_at: datetime | None = strawberry.field(description="When a worker took it.")
+    enqueued_at: datetime = strawberry.field(description="When it was requested.")
+    started_at: datetime | None = strawberry.field(description="When a worker started it.")
     finished_at: datetime | None = strawberry.field(description="When it ended.")
     prices: list[Price] = strawberry.field(description="The prices it stored.")
     failures: list[FetchFailure] = strawberry.field(description="The tickers it has no price for, and why.")

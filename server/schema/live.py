@@ -1,4 +1,4 @@
-"""Subscriptions: prices as they are stored, a fetch as it goes on."""
+"""Subscriptions: new prices, and the progress of a fetch."""
 
 from collections.abc import AsyncGenerator
 from datetime import datetime
@@ -45,7 +45,8 @@ class Subscription:
         if not names:
             raise BadUserInput("tickers is empty; accepted are one or more, or null for all.")
         start = None if since is None else instant(since, "since")
-        return context.following.prices.updates(context.following.pool, names, start)
+        feeds = context.require_feeds()
+        return feeds.prices.updates(feeds.pool, names, start)
 
     @strawberry.subscription(
         graphql_type=FetchJob,
@@ -61,4 +62,4 @@ class Subscription:
             job = await within_deadline(fetch_jobs.select_fetch_job(context.redis, id))
         if job is None:
             raise BadUserInput(f"id is {id[:40]!r}; accepted is one that fetchPrices answered within the hour.")
-        return context.following.jobs.progress(job)
+        return context.require_feeds().jobs.progress(job)

@@ -9,7 +9,7 @@ from strawberry.schema.config import StrawberryConfig
 from strawberry.tools import create_type
 from strawberry.types import ExecutionContext, ExecutionResult
 
-from server.protection.request_budget import within_allowance
+from server.protection.request_budget import within_budget
 from server.schema.candles import candles
 from server.schema.coverage import coverage
 from server.schema.documents import DocumentLimits
@@ -60,8 +60,8 @@ class Schema(strawberry.Schema):
                         argument.default_value = Undefined
                 definition = getattr(field, "extensions", {}).get("strawberry-definition")
                 if definition is not None and definition.is_async and not definition.is_subscription:
-                    away = QueueUnavailable if name in WAITS_FOR_REDIS else StorageUnavailable
-                    field.resolve = within_allowance(field.resolve, away)
+                    unavailable = QueueUnavailable if name in WAITS_FOR_REDIS else StorageUnavailable
+                    field.resolve = within_budget(field.resolve, unavailable)
 
     async def execute(
         self,

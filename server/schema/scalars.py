@@ -1,4 +1,4 @@
-"""The two scalars: exact decimals and RFC 3339 instants, one spelling each."""
+"""The two scalars: exact decimals and RFC 3339 instants, each with one spelling in answers."""
 
 import re
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _REFUSED = {"code": BadUserInput.code}
 
 @dataclass(frozen=True, slots=True)
 class BadInstant:
-    """A text that is no instant. It gets as far as the resolver, which knows the argument's name."""
+    """A text that is not an instant. The resolver refuses it, because only the resolver knows the argument's name."""
 
     text: str
 
@@ -41,7 +41,7 @@ def parse_instant(value: Any) -> datetime | BadInstant:
         return BadInstant(str(value))
     try:
         return datetime.fromisoformat(value.upper()).astimezone(UTC)
-    except (ValueError, OverflowError):  # no such day, or out of the years 1 to 9999 in UTC
+    except (ValueError, OverflowError):  # no such day, or a year outside 1 to 9999 in UTC
         return BadInstant(value)
 
 

@@ -1,4 +1,4 @@
-"""An operation's answers as an event stream: the protocol graphql-sse, in its mode of one connection an operation."""
+"""An operation's answers as server-sent events: the protocol graphql-sse in its distinct connections mode."""
 
 import asyncio
 import json
@@ -10,24 +10,24 @@ from server.feeds.price_feed import TooSlow
 from server.subscriptions.operations import Refused
 
 KEEP_ALIVE_SECONDS = 12
-"Under the half minute after which proxies give up a silent connection."
+"Less than the 30 s after which proxies close a silent connection."
 
 _KEEP_ALIVE = ":\n\n"
 _COMPLETE = "event: complete\ndata:\n\n"
 
 
 def event_stream(answers: AsyncGenerator[str], closing: asyncio.Event) -> StreamingResponse:
-    """`closing`: when set, the stream ends without its last event, so that the client asks again, elsewhere."""
+    """`closing`: when set, the stream ends without `complete`, so that the client reconnects to another server."""
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(_events(answers, closing), media_type="text/event-stream", headers=headers)
 
 
 async def _events(answers: AsyncGenerator[str], closing: asyncio.Event) -> AsyncGenerator[str]:
-    """Events and comments; what GraphQL refuses is an event too, for a browser's `EventSource` shows nothing else."""
+    """Events and keep-alive comments. Request errors are events, too, because a browser's `EventSource` needs them."""
     ended = asyncio.create_task(closing.wait())
     following: asyncio.Future[str | None] | None = None
     try:
-        yield _KEEP_ALIVE  # sends the headers: the client knows that it is heard
+        yield _KEEP_ALIVE  # sends the headers at once
         while True:
             following = following or asyncio.ensure_future(anext(answers, None))
             await asyncio.wait((following, ended), timeout=KEEP_ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED)

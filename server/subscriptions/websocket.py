@@ -1,7 +1,7 @@
-"""The WebSocket `/graphql`: the protocol graphql-transport-ws, and what bounds a socket.
+"""The WebSocket `/graphql`: the protocol graphql-transport-ws, with limits for each socket.
 
-Our own: an event is written once and sent to all who asked for it, and what is sent waits for the peer, so one that
-does not read holds what uvicorn buffers (64 KiB) and a place in the log of `server/feeds/price_feed.py`.
+Not Strawberry's handler, because here an event is serialised once for all subscribers, and sending waits for the peer
+(backpressure): a peer that does not read costs uvicorn's buffer of 64 KiB, and no queue.
 """
 
 import asyncio
@@ -15,11 +15,13 @@ from typing import Any
 from graphql import GraphQLError
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
+from strawberry.http.websocket_origin import is_same_origin
 from structlog.contextvars import bind_contextvars
 
 from server.feeds.price_feed import TooSlow
 from server.protection.auth import client_of, is_authenticated
 from server.reads.context import Context
+from server.schema.documents import GraphQLRequest
 from server.subscriptions.operations import Refused, Streams
 from shared.config.settings import Settings
 from shared.errors import QueryTooComplex
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 PROTOCOL = "graphql-transport-ws"
 TRY_AGAIN_LATER = 1013
+TOO_MANY = "Too many sockets; try again later"
 _CLOSE_SECONDS = 1.0
 
 
@@ -36,17 +39,17 @@ class Limits:
     sockets: int = 5000
     "Of one process."
     operations: int = 50
-    "At a time, of one socket."
+    "Concurrent ones, of one socket."
     id_length: int = 128
     init_seconds: float = 10
     prices_behind: int = 10_000
-    "Prices kept for those who follow them: who falls further behind is closed, and comes back with `since`."
+    "Prices in the log. A subscriber that falls further behind is closed and can reconnect with `since`."
 
 
 class Closed(Exception):
-    """This socket is to be closed with a code."""
+    """Raised to close the socket with a code."""
 
-    def __init__(self, code: int, reason: str) -> None:
+    def __init__(self, code: int = 4400, reason: str = "Invalid message") -> None:
         super().__init__(reason)
         self.code = code
         self.reason = reason
@@ -65,7 +68,7 @@ class Sockets:
         settings: Settings = scope["state"]["settings"]
         headers = Headers(scope=scope)
         if not is_allowed_origin(headers, settings, scope["scheme"]):
-            await send({"type": "websocket.close"})  # before it is accepted: status 403
+            await send({"type": "websocket.close"})  # before `accept`, which becomes status 403
             return
         if PROTOCOL not in scope["subprotocols"]:
             await send({"type": "websocket.accept"})
@@ -73,14 +76,11 @@ class Sockets:
             return
         await send({"type": "websocket.accept", "subprotocol": PROTOCOL})
         if self._open >= self._limits.sockets:
-            reason = "Too many sockets; try again later"
-            await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": reason})
+            await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": TOO_MANY})
             return
         self._open += 1
         try:
-            socket = Socket(scope, receive, send, self._streams, self._limits)
-            socket.is_authenticated = is_authenticated(scope)
-            await socket.run()
+            await Socket(scope, receive, send, self._streams, self._limits).run()
         finally:
             self._open -= 1
 
@@ -90,9 +90,9 @@ def is_allowed_origin(headers: Headers, settings: Settings, scheme: str) -> bool
     origin = headers.get("origin")
     if origin is None or origin in settings.cors_origins or "*" in settings.cors_origins:
         return True
-    page, _, host = origin.lower().partition("://")
-    # Behind a proxy that is not trusted to tell, a socket seems to be plain though its page is not.
-    return host == headers.get("host", "").lower() and (page == "https" or (page == "http" and scheme == "ws"))
+    # Behind a proxy whose headers are not trusted, the socket of an https page seems to be `ws`.
+    is_secure_enough = origin.lower().startswith(("https://", "http://") if scheme == "ws" else "https://")
+    return is_secure_enough and is_same_origin(origin, headers.get("host"))
 
 
 class Socket:
@@ -106,8 +106,8 @@ class Socket:
         self._is_initialised = False
         self._operations: dict[str, asyncio.Task[None]] = {}
         self._running: set[asyncio.Task[None]] = set()
-        "Those whose id is free again, but whose last message the peer has not taken, too."
-        self.is_authenticated = False
+        "With those whose id is free again, but whose last message is still being sent."
+        self._is_authenticated = is_authenticated(scope)
 
     async def run(self) -> None:
         """Serve until either side closes."""
@@ -120,7 +120,7 @@ class Socket:
             await self._close(self._end)
         except Closed as closed:
             await self._close(closed)
-        except OSError:  # the peer has gone
+        except OSError:  # the peer has disconnected
             pass
         finally:
             for task in self._running:
@@ -129,7 +129,7 @@ class Socket:
 
     async def _close(self, closed: Closed) -> None:
         with suppress(OSError, TimeoutError):
-            async with asyncio.timeout(_CLOSE_SECONDS):  # a peer that does not read does not read this either
+            async with asyncio.timeout(_CLOSE_SECONDS):  # a peer that does not read would delay this, too
                 await self._send({"type": "websocket.close", "code": closed.code, "reason": closed.reason})
 
     async def _text(self, text: str) -> None:
@@ -150,20 +150,20 @@ class Socket:
                     task.cancel()
                     self._running.discard(task)
             case _:
-                raise Closed(4400, "Invalid message")
+                raise Closed
 
     async def _init(self, payload: object) -> None:
         if self._is_initialised:
             raise Closed(4429, "Too many initialisation requests")
         if not isinstance(payload, dict | None):
-            raise Closed(4400, "Invalid message")
+            raise Closed
         settings: Settings = self._state["settings"]
         token = (payload or {}).get("Authorization", (payload or {}).get("authorization"))
         if token is not None and settings.has_token:
-            self.is_authenticated = isinstance(token, str) and self._state["access"].accepts(token)
-            if not self.is_authenticated:
+            self._is_authenticated = isinstance(token, str) and self._state["access"].accepts(token)
+            if not self._is_authenticated:
                 raise Closed(4403, "Forbidden")
-        if settings.require_token_for_reads and not self.is_authenticated:
+        if settings.require_token_for_reads and not self._is_authenticated:
             raise Closed(4403, "Forbidden")
         self._is_initialised = True
         self._until.reschedule(None)
@@ -173,22 +173,28 @@ class Socket:
         if not self._is_initialised:
             raise Closed(4401, "Unauthorized")
         if key in self._operations:
-            # In ASCII, for a reason has 123 bytes, and the id may be anything.
+            # Escaped and cut, because a close reason has at most 123 bytes.
             raise Closed(4409, f"Subscriber for {json.dumps(key)[1:-1][:80]} already exists")
         variables, operation_name = rest.get("variables"), rest.get("operationName")
-        if len(key) > self._limits.id_length or not isinstance(operation_name, str | None):
-            raise Closed(4400, "Invalid message")
-        if not isinstance(variables, dict | None) or not isinstance(rest.get("extensions"), dict | None):
-            raise Closed(4400, "Invalid message")
+        objects = (variables, rest.get("extensions"))
+        is_valid = isinstance(operation_name, str | None) and all(isinstance(one, dict | None) for one in objects)
+        if len(key) > self._limits.id_length or not is_valid:
+            raise Closed
         if len(self._running) >= self._limits.operations:
-            message = f"A socket may have {self._limits.operations} operations at a time, no more."
+            message = f"A socket may have at most {self._limits.operations} operations at a time."
             await self._error(json.dumps(key), [GraphQLError(message, original_error=QueryTooComplex(message))])
             return
         state = self._state
         context = Context(
-            state["pool"], state["redis"], state["settings"], self.is_authenticated, state["live"], client=self._client
+            state["pool"],
+            state["redis"],
+            state["settings"],
+            self._is_authenticated,
+            state["feeds"],
+            client=self._client,
         )
-        answers = self._streams.answers(context, query, variables, operation_name, state["admission"])
+        request = GraphQLRequest(query, operation_name, variables)
+        answers = self._streams.answers(context, request, state["admission"])
         task = asyncio.create_task(self._operate(key, answers))
         self._operations[key] = task
         self._running.add(task)
@@ -199,15 +205,15 @@ class Socket:
         try:
             await self._send_all(key, answers)
         except TooSlow:
-            self._end_with(Closed(TRY_AGAIN_LATER, "Too slow: come back with `since`"))
+            self._end_with(Closed(TRY_AGAIN_LATER, "Too slow: reconnect with `since`"))
         except OSError:
-            pass  # the peer has gone, which shows where messages are received
+            pass  # the peer has disconnected; `run` notices it, too
         except Exception:
-            logger.exception("fault in an operation")
+            logger.exception("an operation failed")
             self._end_with(Closed(4500, "Internal server error"))
 
     async def _send_all(self, key: str, answers: AsyncGenerator[str]) -> None:
-        """Send what comes of one operation. Nothing is sent for an id that the client has completed."""
+        """Send all messages of one operation; nothing after the client has completed it, which cancels the task."""
         name, errors = json.dumps(key), None
         try:
             async with aclosing(answers):
@@ -215,7 +221,8 @@ class Socket:
                     await self._text(f'{{"id":{name},"type":"next","payload":{answer}}}')
         except Refused as refused:
             errors = refused.errors
-        self._forget(key)
+        if self._operations.get(key) is asyncio.current_task():
+            del self._operations[key]  # the last message frees the id, unless the client has already reused it
         if errors is None:
             await self._text(f'{{"id":{name},"type":"complete"}}')
         else:
@@ -226,23 +233,15 @@ class Socket:
         await self._text(f'{{"id":{name},"type":"error","payload":{payload}}}')
 
     def _end_with(self, closed: Closed) -> None:
-        """From an operation's task: the socket's own, which waits for messages, is to close it."""
+        """Make the socket's own task, which waits for messages, close it. For the task of an operation."""
         if not self._until.expired():
             self._end = closed
             self._until.reschedule(asyncio.get_running_loop().time())
 
-    def _forget(self, key: str) -> None:
-        """Its last message frees the id."""
-        if self._operations.get(key) is asyncio.current_task():
-            del self._operations[key]
-
 
 def _parse(message: Message) -> dict[str, Any]:
-    """Raises `Closed` for what is no JSON object in a text message."""
-    try:
-        parsed = json.loads(message["text"])
-    except (KeyError, TypeError, ValueError, RecursionError):
-        raise Closed(4400, "Invalid message") from None
-    if not isinstance(parsed, dict):
-        raise Closed(4400, "Invalid message")
-    return parsed
+    """Raises `Closed` unless the message is a text with a JSON object."""
+    with suppress(KeyError, TypeError, ValueError, RecursionError):
+        if isinstance(parsed := json.loads(message["text"]), dict):
+            return parsed
+    raise Closed

@@ -1,1 +1,1 @@
-"""uvicorn's HTTP and WebSocket protocols, with bounds for slow and greedy peers. Read `http.py` first."""
+"""uvicorn's HTTP and WebSocket protocols, with limits for slow and greedy clients. Read `http.py` first."""

@@ -1,7 +1,7 @@
-"""uvicorn's WebSocket protocol, with an end to peers that do not read.
+"""uvicorn's WebSocket protocol, which closes connections to peers that do not read.
 
-A transport that is closed waits until everything was sent. A peer that has shut its TCP window, and goes on saying so,
-would be waited for as long as it likes: here it is given a moment.
+A closing transport waits until everything is sent. A peer that keeps its TCP window shut could make it wait for ever,
+so the transport is aborted after `LINGER_SECONDS`.
 """
 
 import asyncio
@@ -17,10 +17,10 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 LINGER_SECONDS = 2.0
 SEND_BUFFER_BYTES = 64 * 1024
-"Of the kernel, which would let it grow to megabytes for each peer that does not read."
+"The kernel's buffer, which would otherwise grow to megabytes for each peer that does not read."
 
 UNREAD_PONGS_BYTES = 256 * 1024
-"More than uvicorn lets an application write ahead."
+"More than uvicorn lets the application buffer."
 
 
 async def _refuse() -> None:
@@ -30,7 +30,7 @@ async def _refuse() -> None:
 class SocketProtocol(WebSocketsSansIOProtocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        # Apart from the server's own lines, for these are several for each socket (see shared/telemetry/logs.py).
+        # A logger of its own, because each socket logs several lines (see shared/telemetry/logs.py).
         self.logger = self.conn.logger = logging.getLogger("uvicorn.sockets")
         self.conn.debug = self.logger.isEnabledFor(logging.DEBUG)
 
@@ -40,11 +40,11 @@ class SocketProtocol(WebSocketsSansIOProtocol):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
     def send(self, message: ASGISendEvent) -> Coroutine[Any, Any, None]:
-        """To a socket that was closed here, for its peer answers no ping, as to one that the peer has left."""
+        """Raises `ClientDisconnected` also if we closed the socket because its peer did not answer a ping."""
         return _refuse() if self.close_sent else super().send(message)
 
     def handle_ping(self) -> None:
-        """Each is answered, read or not: one that only asks would fill the memory with answers."""
+        """A peer that sends pings and does not read would fill the memory with pongs."""
         if self.transport.get_write_buffer_size() > UNREAD_PONGS_BYTES:
             self.transport.abort()
         else:
@@ -59,7 +59,7 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         self._end_soon()
 
     def shutdown(self) -> None:
-        """May come again, for those that have not taken it."""
+        """May be called again for sockets that have not closed."""
         if not self.transport.is_closing():
             super().shutdown()
         self._end_soon()

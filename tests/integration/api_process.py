@@ -1,4 +1,4 @@
-"""`python -m server` as a process of its own, and all that it says."""
+"""`python -m server` as a subprocess, with its log."""
 
 import asyncio
 import os
@@ -39,7 +39,7 @@ class ApiProcess:
 
 @asynccontextmanager
 async def run_api(settings: Settings, host: str = "127.0.0.1", **variables: str) -> AsyncIterator[ApiProcess]:
-    """`variables`: what the environment says beyond the servers and the port."""
+    """`variables`: environment variables besides the servers' URLs and the port."""
     env = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(ROOT),

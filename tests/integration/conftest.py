@@ -19,7 +19,7 @@ from shared.storage.database import Pool
 class Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Ctrl-C is the test run's."""
+        """Ctrl-C must end the test run, not this server."""
         yield
 
 
@@ -79,5 +79,5 @@ async def _api(settings: Settings, _migrated: None) -> AsyncIterator[Api]:
 
 @pytest.fixture
 def api(_api: Api, pool: Pool, redis: ArqRedis) -> Api:
-    """The run's one API, over the tables and the queue that are emptied after each test."""
+    """One API for the whole run. Its tables and queue are emptied after each test."""
     return _api

@@ -1,4 +1,4 @@
-"""The API as its command runs it, WebSockets included, and clients that follow what it sends."""
+"""The API on uvicorn, as its command runs it, with clients for its WebSockets."""
 
 import asyncio
 import json
@@ -41,12 +41,12 @@ def at(minute: float) -> str:
 class Server(process.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Ctrl-C is the test run's."""
+        """Ctrl-C must end the test run, not this server."""
         yield
 
 
 class Socket:
-    """One that has been acknowledged, unless it says otherwise."""
+    """A graphql-transport-ws client."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self.connection = connection
@@ -63,7 +63,7 @@ class Socket:
         await self.send(type="subscribe", id=key, payload={"query": query, "variables": variables})
 
     async def answer(self, seconds: float = 10) -> Any:
-        """The payload of the next message, which is to be a `next`."""
+        """The payload of the next message, which must be a `next`."""
         message = await self.receive(seconds)
         assert message["type"] == "next", message
         return message["payload"]

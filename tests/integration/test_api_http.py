@@ -1,4 +1,4 @@
-"""What stands around GraphQL: methods, bodies, headers, tokens, origins, pages."""
+"""HTTP around GraphQL: methods, bodies, headers, tokens, origins, pages."""
 
 import json
 import os
@@ -97,7 +97,7 @@ async def test_a_body_that_is_no_request_gets_a_coded_answer(api: Api, name: str
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
 async def test_another_content_type_is_refused(api: Api, content_type: str) -> None:
-    """Those a page of another origin may send without asking first are among them."""
+    """Among them are those that a page of another origin may send without a preflight."""
     body = json.dumps({"query": FETCH})
     response = await api.send("POST", "/graphql", content=body, headers={"content-type": content_type})
     assert 400 <= response.status_code < 500

@@ -1,4 +1,4 @@
-"""PostgreSQL or Valkey away, or there and silent: coded answers within 2 s, and service again without a restart."""
+"""PostgreSQL or Valkey stopped or silent: answers with a code within 2 s, and recovery without a restart."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ QUEUE_AWAY = ("QUEUE_UNAVAILABLE", "The job queue is unavailable; try again shor
 
 
 class Outage:
-    """Servers of the test's own, and the API that uses them."""
+    """PostgreSQL and Valkey for this test alone, and the API that uses them."""
 
     def __init__(self, api: Api, postgres: Server, valkey: Server) -> None:
         self.api = api
@@ -44,7 +44,7 @@ class Outage:
         self.valkey = valkey
 
     async def codes(self, query: str) -> list[tuple[str, str]]:
-        """What the query's errors say, none of them later than a client was promised."""
+        """The codes of the query's errors, which must come within the promised time."""
         began = time.monotonic()
         answer = await self.api.execute(query)
         took = time.monotonic() - began
@@ -59,7 +59,7 @@ class Outage:
         return response.status_code, {n: d["status"] for n, d in response.json()["dependencies"].items()}
 
     async def check_works(self) -> None:
-        """Again at once, or after the moment a server needs to come back."""
+        """Until the query succeeds, because a server needs a moment to start."""
         deadline = time.monotonic() + 3
         while (await self.readiness())[0] != 200 and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
@@ -69,7 +69,7 @@ class Outage:
 
 @contextlib.contextmanager
 def silent(server: Server) -> Iterator[None]:
-    """Every process of the server stopped: it accepts connections, and says nothing. PostgreSQL's are its children."""
+    """Stops all processes of the server with SIGSTOP: the kernel accepts connections, but nothing answers."""
     group = [server.process.pid]
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -112,7 +112,7 @@ async def _outage(settings: Settings, own_servers: dict[str, Any]) -> AsyncItera
 
 @pytest.fixture
 async def outage(_outage: Outage) -> Outage:
-    """Everything there, and connections in the pools that will break."""
+    """Both servers run, and the pools hold connections that will break."""
     await asyncio.gather(*(_outage.check_works() for _ in range(3)))
     return _outage
 
@@ -150,7 +150,7 @@ async def test_valkey_stopped_and_started_again(outage: Outage, own_servers: dic
 
 
 async def test_postgres_silent(outage: Outage) -> None:
-    """First on connections that were open, then on new ones."""
+    """First on open connections, then on new ones."""
     with silent(outage.postgres):
         for _ in range(2):
             answers = await asyncio.gather(*(outage.codes(query) for query in STORAGE_QUERIES[:-1]))
@@ -160,7 +160,7 @@ async def test_postgres_silent(outage: Outage) -> None:
 
 
 async def test_coverage_while_postgres_is_silent(outage: Outage) -> None:
-    """A long count may take its time, but that nobody answers shows within 2 s."""
+    """A slow count may take longer, but silence is noticed within 2 s."""
     with silent(outage.postgres):
         assert await outage.codes(STORAGE_QUERIES[-1]) == [STORAGE_AWAY]
     await outage.check_works()
@@ -189,7 +189,7 @@ async def test_valkey_silent(outage: Outage) -> None:
 
 
 async def test_many_fields_while_either_is_silent(outage: Outage) -> None:
-    """They take no longer than one: what is away is not asked again, and after a mutation's first error none is run."""
+    """They take no longer than one field, because a server that is unavailable is not asked again."""
     with silent(outage.valkey):
         fields = " ".join(f"a{n}: fetchPrices {{ status }}" for n in range(50))
         assert await outage.codes(f"mutation {{ {fields} }}") == [QUEUE_AWAY]

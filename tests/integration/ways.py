@@ -1,4 +1,4 @@
-"""All ways of asking GraphQL: POST and GET, each answered with either JSON or an event stream, and a socket."""
+"""All transports of GraphQL: POST and GET, each with both JSON types and an event stream, and a socket."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ WAYS.append("socket")
 
 
 async def ask(live: LiveApi, way: str, query: str, variables: Answer | None = None) -> Answer:
-    """The answer to a request by one of the ways."""
+    """The answer to a query over one of the transports."""
     if way == "socket":
         async with live.socket() as socket:
             await socket.send(type="subscribe", id="1", payload={"query": query, "variables": variables})

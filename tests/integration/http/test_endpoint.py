@@ -1,4 +1,4 @@
-"""GraphQL over HTTP: the audits of the reference implementation, and what they do not look at."""
+"""GraphQL over HTTP: the audits of the reference implementation, and what they do not cover."""
 
 import asyncio
 import json
@@ -12,6 +12,7 @@ from strawberry.extensions import SchemaExtension
 from strawberry.schema.config import StrawberryConfig
 
 from server.http.endpoint import GraphQLView
+from server.metrics import Metrics
 from server.protection.admission import Admission
 from server.reads.context import Context
 from server.schema.root import Query, Schema, schema
@@ -46,7 +47,7 @@ def coded(response: httpx.Response) -> tuple[int, str, str | None]:
     return response.status_code, response.headers["content-type"], error["extensions"]["code"]
 
 
-# Nothing of these is executed. Variables: n.
+# None of these is executed.
 REQUEST_ERRORS = {
     "no document": ("{ latestPrices { ", None, "GRAPHQL_PARSE_FAILED"),
     "not of the schema": ("{ nothing }", None, "GRAPHQL_VALIDATION_FAILED"),
@@ -66,7 +67,7 @@ REQUEST_ERRORS = {
 @pytest.mark.parametrize("method", ["POST", "GET"])
 @pytest.mark.parametrize("media_type", ACCEPTS)
 @pytest.mark.parametrize("name", REQUEST_ERRORS)
-async def test_an_error_of_the_request_has_no_data_and_a_status_where_that_says_something(
+async def test_a_request_error_has_no_data_and_status_400_only_with_graphql_response_json(
     api: Api, name: str, media_type: str, method: str
 ) -> None:
     query, operation_name, code = REQUEST_ERRORS[name]
@@ -89,7 +90,7 @@ async def test_an_error_of_the_request_has_no_data_and_a_status_where_that_says_
         ('mutation { fetchPrices(tickers: ["x_usd"]) { id } }', None, ["UNKNOWN_TICKER"]),
     ],
 )
-async def test_an_error_of_a_field_leaves_the_data_and_the_status(
+async def test_a_field_error_keeps_the_data_and_status_200(
     api: Api, query: str, data: Any, codes: list[str], media_type: str
 ) -> None:
     response = await api.send("POST", "/graphql", json={"query": query}, headers={"accept": ACCEPTS[media_type]})
@@ -106,11 +107,14 @@ class Faulty(SchemaExtension):
 
 
 @pytest.mark.parametrize(("media_type", "status"), [(JSON, 200), (GRAPHQL_RESPONSE, 500)])
-async def test_a_fault_of_ours_is_not_said_to_be_the_clients(context: Context, media_type: str, status: int) -> None:
-    view = GraphQLView(Schema(query=Query, extensions=[Faulty], config=StrawberryConfig(scalar_map=SCALARS)))
+async def test_an_internal_fault_has_status_500_only_with_graphql_response_json(
+    context: Context, media_type: str, status: int
+) -> None:
+    faulty = Schema(query=Query, extensions=[Faulty], config=StrawberryConfig(scalar_map=SCALARS))
+    view = GraphQLView(faulty, Metrics())
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        state = {"pool": context.pool, "redis": context.redis, "settings": context.settings, "live": None}
+        state = {"pool": context.pool, "redis": context.redis, "settings": context.settings, "feeds": None}
         state["admission"] = Admission(context.pool)
         await view({**scope, "state": state}, receive, send)
 
@@ -132,10 +136,10 @@ async def test_a_fault_of_ours_is_not_said_to_be_the_clients(context: Context, m
     ],
 )
 @pytest.mark.parametrize("query", [QUERY, "{ tickers { __typename } latestPrices { price } }"])
-async def test_the_answer_has_the_type_that_was_asked_for(
+async def test_the_answer_has_the_accepted_media_type(
     api: Api, query: str, accept: str | None, media_type: str
 ) -> None:
-    """Whoever writes it: PostgreSQL, as for the first of the queries, or Strawberry."""
+    """PostgreSQL writes the answer to the first query, Strawberry that to the second."""
     client = api.http
     for method, body in (("POST", {"json": {"query": query}}), ("GET", {"params": {"query": query}})):
         request = client.build_request(method, "/graphql", **body)  # type: ignore[arg-type]
@@ -147,7 +151,7 @@ async def test_the_answer_has_the_type_that_was_asked_for(
         assert response.json()["data"]["latestPrices"] == []
 
 
-async def test_several_accept_headers_are_one(api: Api) -> None:
+async def test_several_accept_headers_count_as_one(api: Api) -> None:
     headers = [("accept", "text/html"), ("accept", "application/graphql-response+json")]
     for query in (QUERY, "{ __typename }"):
         response = await api.send("POST", "/graphql", json={"query": query}, headers=headers)
@@ -157,7 +161,7 @@ async def test_several_accept_headers_are_one(api: Api) -> None:
 
 @pytest.mark.parametrize("accept", ["text/html", "image/png", "application/jsonp", "application/json;q=0"])
 @pytest.mark.parametrize("query", [QUERY, FETCH])
-async def test_who_accepts_no_answer_gets_none_and_nothing_runs(
+async def test_a_client_that_accepts_no_offered_type_gets_406_and_nothing_runs(
     api: Api, worker: Worker, query: str, accept: str
 ) -> None:
     response = await api.send("POST", "/graphql", json={"query": query}, headers={"accept": accept})
@@ -181,10 +185,10 @@ async def test_who_accepts_no_answer_gets_none_and_nothing_runs(
     ],
 )
 @pytest.mark.parametrize("query", [QUERY, FETCH])
-async def test_another_body_than_json_in_utf_8_is_refused(
+async def test_a_body_that_is_not_json_in_utf_8_is_refused(
     api: Api, worker: Worker, query: str, content_type: str | None
 ) -> None:
-    """Those that a page of another origin may send without asking first are among them."""
+    """Among them are those that a page of another origin may send without a preflight."""
     headers = {} if content_type is None else {"content-type": content_type}
     response = await api.send("POST", "/graphql", content=json.dumps({"query": query}), headers=headers)
     assert coded(response) == (415, JSON, "BAD_USER_INPUT")
@@ -192,7 +196,7 @@ async def test_another_body_than_json_in_utf_8_is_refused(
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/json;charset=UTF-8", "Application/JSON"])
-async def test_json_in_utf_8_is_read_however_that_is_said(api: Api, content_type: str) -> None:
+async def test_each_spelling_of_json_in_utf_8_is_accepted(api: Api, content_type: str) -> None:
     response = await api.send(
         "POST", "/graphql", content=json.dumps({"query": QUERY}), headers={"content-type": content_type}
     )
@@ -211,13 +215,13 @@ NO_JSON = {
 
 @pytest.mark.parametrize("media_type", ACCEPTS)
 @pytest.mark.parametrize("name", NO_JSON)
-async def test_what_is_no_json_is_refused(api: Api, name: str, media_type: str) -> None:
+async def test_invalid_json_is_refused(api: Api, name: str, media_type: str) -> None:
     headers = {"content-type": "application/json", "accept": ACCEPTS[media_type]}
     response = await api.send("POST", "/graphql", content=NO_JSON[name], headers=headers)
     assert coded(response) == (400, media_type, "BAD_USER_INPUT")
 
 
-async def test_several_requests_at_once_are_refused_and_none_runs(api: Api, worker: Worker) -> None:
+async def test_a_batch_is_refused_and_nothing_runs(api: Api, worker: Worker) -> None:
     response = await api.send("POST", "/graphql", json=[{"query": FETCH}, {"query": FETCH}])
     assert coded(response) == (400, JSON, "BAD_USER_INPUT")
     assert await worker.redis.keys("*") == []
@@ -240,7 +244,7 @@ async def test_a_get_runs_no_mutation(api: Api, worker: Worker) -> None:
     assert (read.status_code, read.json()) == (200, EMPTY)
 
 
-async def test_an_empty_parameter_of_a_get_is_none(api: Api) -> None:
+async def test_an_empty_parameter_of_a_get_counts_as_absent(api: Api) -> None:
     params = {"query": QUERY, "operationName": "", "variables": "", "extensions": ""}
     response = await api.send("GET", "/graphql", params=params)
     assert (response.status_code, response.json()) == (200, EMPTY)
@@ -261,7 +265,7 @@ async def test_a_head_is_a_get_without_its_body(api: Api) -> None:
     assert streamed.status_code == 406
 
 
-async def test_the_methods_are_told(api: Api) -> None:
+async def test_options_and_405_list_the_methods(api: Api) -> None:
     options = await api.send("OPTIONS", "/graphql")
     assert (options.status_code, options.content, options.headers["allow"]) == (204, b"", METHODS)
     for method in ("PUT", "DELETE", "PATCH", "TRACE"):
@@ -270,7 +274,7 @@ async def test_the_methods_are_told(api: Api) -> None:
         assert response.headers["allow"] == METHODS
 
 
-async def test_a_cache_is_told_what_the_answer_depends_on(api: Api) -> None:
+async def test_the_answer_varies_by_accept(api: Api) -> None:
     for params in ({"query": QUERY}, {"query": "{"}, {}):
         response = await api.send("GET", "/graphql", params=params, headers={"accept": "application/json"})
         assert response.headers["vary"] == "Accept, Accept-Encoding"
@@ -291,7 +295,7 @@ async def test_an_event_stream_of_a_query_is_its_answer_and_an_end(api: Api) -> 
         assert events(response) == [("next", json.dumps(EMPTY, separators=(",", ":"))), ("complete", "")]
 
 
-async def test_an_event_stream_of_a_faulty_query_tells_the_error(api: Api) -> None:
+async def test_an_event_stream_of_a_faulty_query_has_the_error_as_an_event(api: Api) -> None:
     headers = {"accept": "text/event-stream"}
     response = await api.send("POST", "/graphql", headers=headers, json={"query": "{ nothing }"})
     [(event, data), end] = events(response)
@@ -301,7 +305,7 @@ async def test_an_event_stream_of_a_faulty_query_tells_the_error(api: Api) -> No
     assert [error["extensions"]["code"] for error in answer["errors"]] == ["GRAPHQL_VALIDATION_FAILED"]
 
 
-async def test_a_subscription_needs_a_way_to_be_followed(api: Api) -> None:
+async def test_a_subscription_over_plain_http_is_refused(api: Api) -> None:
     subscription = 'subscription { fetchProgress(id: "none") { status } }'
     for media_type, accept in ACCEPTS.items():
         for method, body in (("POST", "json"), ("GET", "params")):
@@ -309,7 +313,7 @@ async def test_a_subscription_needs_a_way_to_be_followed(api: Api) -> None:
             assert coded(response) == (406, media_type, "BAD_USER_INPUT")
 
 
-async def test_the_schema_is_sent_once(api: Api) -> None:
+async def test_the_schema_is_sent_again_only_if_it_has_changed(api: Api) -> None:
     response = await api.send("GET", "/schema.graphql")
     assert (response.status_code, response.text) == (200, schema.as_str() + "\n")
     assert response.headers["content-type"] == "text/plain; charset=utf-8"
@@ -331,7 +335,7 @@ def cors(response: httpx.Response) -> dict[str, str]:
     return {name: value for name, value in response.headers.items() if name.startswith("access-control-")}
 
 
-async def test_pages_of_the_origins_that_are_set_may_ask_and_read(settings: Settings, api: Api) -> None:
+async def test_pages_of_cors_origins_may_send_requests_and_read_answers(settings: Settings, api: Api) -> None:
     async with serve(settings.model_copy(update={"cors_origins": (ORIGIN,)})) as open_api:
         preflight = await open_api.send("OPTIONS", "/graphql", headers={"origin": ORIGIN} | PREFLIGHT)
         assert preflight.status_code == 200
@@ -363,7 +367,7 @@ async def test_pages_of_the_origins_that_are_set_may_ask_and_read(settings: Sett
             assert "Origin" in refused.headers["vary"]  # so that no cache gives it to the origin that may
 
 
-async def test_every_origin_may_read_where_that_is_set(settings: Settings, api: Api) -> None:
+async def test_with_a_wildcard_every_origin_may_read_answers(settings: Settings, api: Api) -> None:
     async with serve(settings.model_copy(update={"cors_origins": ("*",)})) as open_api:
         for headers in ({"origin": ORIGIN}, {"origin": ORIGIN, "cookie": "a=b"}):
             response = await open_api.send("POST", "/graphql", json={"query": QUERY}, headers=headers)
@@ -372,7 +376,7 @@ async def test_every_origin_may_read_where_that_is_set(settings: Settings, api: 
             assert "access-control-allow-credentials" not in response.headers
 
 
-async def test_without_origins_nothing_is_said_of_them(api: Api) -> None:
+async def test_without_cors_origins_there_are_no_cors_headers(api: Api) -> None:
     for response in (
         await api.send("OPTIONS", "/graphql", headers={"origin": ORIGIN} | PREFLIGHT),
         await api.send("POST", "/graphql", json={"query": QUERY}, headers={"origin": ORIGIN}),

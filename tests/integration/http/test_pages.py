@@ -1,4 +1,4 @@
-"""The pages and their files over HTTP, of a build made by hand, and of none."""
+"""The pages and their files over HTTP, with a handmade build and without a build."""
 
 import gzip
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ GUARDED = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """As Vite leaves it."""
+    """A build as Vite makes it."""
     folder = tmp_path / "static"
     (folder / "assets").mkdir(parents=True)
     (folder / "index.html").write_text("<title>dashboard</title>")
@@ -67,7 +67,7 @@ async def http(folder: Path) -> AsyncIterator[httpx.AsyncClient]:
     ("path", "title", "styles"),
     [("/", "dashboard", "'self'"), ("/graphql", "GraphiQL", "'self' 'unsafe-inline'")],
 )
-async def test_a_page_is_asked_for_again_and_loads_from_this_server_alone(
+async def test_a_page_is_revalidated_and_loads_from_this_server_only(
     http: httpx.AsyncClient, folder: Path, path: str, title: str, styles: str
 ) -> None:
     page = await http.get(path, headers={"accept": BROWSER})
@@ -102,7 +102,7 @@ async def test_a_page_is_asked_for_again_and_loads_from_this_server_alone(
         ("", False),
     ],
 )
-async def test_a_client_gets_its_answer_where_a_browser_gets_graphiql(
+async def test_a_client_gets_its_answer_and_a_browser_gets_graphiql(
     http: httpx.AsyncClient, accept: str, is_page: bool
 ) -> None:
     query = {"query": "{ tickers { name } }"}
@@ -112,7 +112,7 @@ async def test_a_client_gets_its_answer_where_a_browser_gets_graphiql(
     assert posted.headers["content-type"] == "application/json"
 
 
-async def test_an_asset_is_kept_for_a_year(http: httpx.AsyncClient) -> None:
+async def test_an_asset_may_be_cached_for_a_year(http: httpx.AsyncClient) -> None:
     script = await http.get("/assets/main-Ab_-1234.js")
     assert (script.status_code, script.content) == (200, SCRIPT)
     assert script.headers["content-type"] == "text/javascript; charset=utf-8"
@@ -127,7 +127,9 @@ async def test_an_asset_is_kept_for_a_year(http: httpx.AsyncClient) -> None:
     ("accepted", "encoding"),
     [("gzip, deflate, br", "gzip"), ("br, GZIP;q=0.5", "gzip"), ("gzip;q=0", None), ("br", None), ("identity", None)],
 )
-async def test_an_asset_is_sent_as_it_was_packed(http: httpx.AsyncClient, accepted: str, encoding: str | None) -> None:
+async def test_a_gzipped_asset_is_sent_to_clients_that_accept_gzip(
+    http: httpx.AsyncClient, accepted: str, encoding: str | None
+) -> None:
     script = await http.get("/assets/main-Ab_-1234.js", headers={"accept-encoding": accepted})
     assert (script.headers.get("content-encoding"), script.content) == (encoding, SCRIPT)
     assert int(script.headers["content-length"]) == (len(gzip.compress(SCRIPT)) if encoding else len(SCRIPT))
@@ -175,7 +177,7 @@ async def test_without_a_build_the_pages_say_what_to_do(tmp_path: Path, caplog: 
 
 
 async def test_the_api_has_the_pages(api: Api) -> None:
-    """Built or not, which is up to the machine."""
+    """Holds with and without a build on this machine."""
     for path in ("/", "/graphql"):
         page = await api.send("GET", path, headers={"accept": BROWSER})
         assert page.status_code in (200, 503)

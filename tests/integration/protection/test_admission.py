@@ -1,4 +1,4 @@
-"""Too much at once: what is refused, what is answered all the same, and that it ends with its cause."""
+"""Overload: what is refused, what is still answered, and that refusals end with the overload."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ import pytest
 import uvloop
 
 from server.app import create_app
-from server.protection.admission import MOST, Admission
+from server.protection.admission import MAX_UNDER_WAY, Admission
 from server.transport.http import accept_more
 from shared.config.settings import Settings
 from shared.migrate import migrate
@@ -49,7 +49,7 @@ SLOW = """
 
 @asynccontextmanager
 async def in_process(settings: Settings) -> AsyncIterator[tuple[httpx.AsyncClient, Admission]]:
-    """The whole application, without a network in between."""
+    """The whole application without a network."""
     app = create_app(settings)
     async with app.router.lifespan_context(app) as state:
         assert state is not None
@@ -79,7 +79,7 @@ async def test_a_refusal_has_its_status_and_code(
     settings: Settings, pool: Pool, accept: str, method: str, options: dict[str, Any]
 ) -> None:
     async with in_process(settings.model_copy(update={"cors_origins": ("https://page.test",)})) as (http, admission):
-        admission.under_way = MOST
+        admission.under_way = MAX_UNDER_WAY
         headers = {"accept": accept, "origin": "https://page.test"}
         refused = await http.request(method, "/graphql", headers=headers, **options)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
@@ -94,9 +94,9 @@ async def test_a_refusal_has_its_status_and_code(
         assert admission.under_way == 0
 
 
-async def test_what_is_answered_however_much_there_is(settings: Settings, pool: Pool) -> None:
+async def test_health_and_schema_are_answered_under_overload(settings: Settings, pool: Pool) -> None:
     async with in_process(settings) as (http, admission):
-        admission.under_way = MOST
+        admission.under_way = MAX_UNDER_WAY
         for path in ("/livez", "/readyz", "/schema.graphql"):
             assert (await http.get(path)).status_code == 200
         stream = await http.post("/graphql", json={"query": LATEST}, headers={"accept": "text/event-stream"})
@@ -106,10 +106,10 @@ async def test_what_is_answered_however_much_there_is(settings: Settings, pool: 
         assert counted in (await http.get("/metrics")).text
 
 
-async def test_what_was_never_asked_before_is_work(
+async def test_the_first_request_of_a_document_counts_as_work(
     settings: Settings, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To make a plan takes as long as to execute by Strawberry."""
+    """Compiling a document takes as long as executing it by Strawberry."""
     async with in_process(settings) as (http, admission):
         known, unknown = {"query": "{ latestPrices { price } }"}, {"query": "{ latestPrices { ticker } }"}
         assert (await http.post("/graphql", json=known)).status_code == 200
@@ -117,8 +117,8 @@ async def test_what_was_never_asked_before_is_work(
         assert [(await http.post("/graphql", json=body)).status_code for body in (known, unknown)] == [200, 503]
 
 
-async def test_three_hundred_at_once_after_a_pause_are_all_answered(settings: Settings, pool: Pool) -> None:
-    """As when a page that many have open comes back: half of them with a question that PostgreSQL alone answers."""
+async def test_a_burst_of_three_hundred_requests_is_answered(settings: Settings, pool: Pool) -> None:
+    """As when many open pages reconnect. Half of the requests are compiled queries."""
     await insert_prices(pool, [example_price()])
     async with run_api(settings) as api:
         for query in (LATEST, UNPLANNED):
@@ -134,8 +134,8 @@ async def test_three_hundred_at_once_after_a_pause_are_all_answered(settings: Se
     assert lines == [b"HTTP/1.1 200 OK\r\n"] * 300
 
 
-def test_connections_that_come_at_once_are_accepted_at_once() -> None:
-    """Counted in turns of the event loop, of which uvloop by itself takes one for each."""
+def test_simultaneous_connections_are_accepted_in_a_few_iterations_of_the_loop() -> None:
+    """uvloop by itself needs one iteration for each connection."""
 
     class Accepted(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -143,15 +143,15 @@ def test_connections_that_come_at_once_are_accepted_at_once() -> None:
 
     accepted: list[asyncio.BaseTransport] = []
 
-    async def count_turns() -> int:
+    async def count_iterations() -> int:
         server = await asyncio.get_running_loop().create_server(Accepted, "127.0.0.1", 0, backlog=200)
         servers = [server, *await accept_more([server], Accepted)]
         address = server.sockets[0].getsockname()
         clients = [socket.create_connection(address) for _ in range(100)]
-        turns = 0
+        iterations = 0
         while len(accepted) < 100:
             await asyncio.sleep(0)
-            turns += 1
+            iterations += 1
         for client in clients:
             client.close()
         for transport in accepted:
@@ -161,9 +161,9 @@ def test_connections_that_come_at_once_are_accepted_at_once() -> None:
             await one.wait_closed()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(address)
-        return turns
+        return iterations
 
-    assert uvloop.run(count_turns()) <= 10
+    assert uvloop.run(count_iterations()) <= 10
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ async def slow(settings: Settings) -> AsyncIterator[Settings]:
         await connection.close()
 
 
-async def test_more_than_a_slow_database_can_answer(slow: Settings) -> None:
+async def test_requests_beyond_what_a_slow_database_can_answer_are_refused(slow: Settings) -> None:
     """It reads 100 prices a second, and 60 clients ask without a pause."""
     answered, refused, other = 0, 0, []
     async with serve(slow) as api, asyncio.timeout(60):
@@ -194,7 +194,7 @@ async def test_more_than_a_slow_database_can_answer(slow: Settings) -> None:
 
         async def ask_on(number: int) -> None:
             nonlocal answered, refused
-            query = LATEST + " " * number  # those that ask the same share what is read
+            query = LATEST + " " * number  # identical requests would share a statement
             while not is_enough.is_set():
                 answer = await api.http.post("/graphql", json={"query": query})
                 if answer.status_code == 503 and answer.json() == BUSY:
@@ -213,7 +213,7 @@ async def test_more_than_a_slow_database_can_answer(slow: Settings) -> None:
         for path in ("/livez", "/readyz"):
             assert (await api.send("GET", path)).status_code == 200
         await asyncio.gather(*clients)
-        # Who was let in was answered; on a machine that is busy with other things some may have been too late.
+        # Each admitted request was answered; on a busy machine some may have missed their deadline.
         assert set(other) <= {"STORAGE_UNAVAILABLE"}
         while (await api.http.post("/graphql", json={"query": LATEST})).status_code == 503:
             await asyncio.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Who may do what, on every way in: tokens, closed reads, proxies; and what an answer tells of the server."""
+"""Tokens over every transport, tokens for reads, clients behind proxies, and what an answer reveals of the server."""
 
 import asyncio
 import json
@@ -52,7 +52,7 @@ def closed(_closed: LiveApi, pool: Pool, redis: ArqRedis) -> LiveApi:
 
 
 def ways(query: str) -> list[dict[str, Any]]:
-    """Of asking over HTTP."""
+    """Each way to send a query over HTTP."""
     asked: list[dict[str, Any]] = []
     for accept in ("application/json", "application/graphql-response+json", "text/event-stream", "*/*"):
         asked.append({"method": "POST", "json": {"query": query}, "headers": {"accept": accept}})
@@ -62,7 +62,7 @@ def ways(query: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("query", [PLANNED, UNPLANNED, INTROSPECTION, FETCH, FOLLOW, "{ nonsense", ""])
 @pytest.mark.parametrize("authorization", [None, "Bearer wrong-token-here", TOKEN, f"Basic {TOKEN}"])
-async def test_closed_reads_answer_nothing_without_a_token(
+async def test_with_token_for_reads_nothing_is_answered_without_a_token(
     closed: LiveApi, query: str, authorization: str | None
 ) -> None:
     for way in ways(query):
@@ -73,7 +73,7 @@ async def test_closed_reads_answer_nothing_without_a_token(
         assert response.headers["www-authenticate"] == "Bearer"
 
 
-async def test_closed_reads_are_open_to_each_token(closed: LiveApi) -> None:
+async def test_with_token_for_reads_each_token_may_read(closed: LiveApi) -> None:
     for token in (TOKEN, OTHER):
         for way in ways(PLANNED):
             way["headers"]["authorization"] = f"Bearer {token}"
@@ -83,14 +83,14 @@ async def test_closed_reads_are_open_to_each_token(closed: LiveApi) -> None:
     assert answer.json() == {"data": {"fetchPrices": {"status": "QUEUED"}}}
 
 
-async def test_a_refusal_can_be_read_by_the_pages_that_may(closed: LiveApi) -> None:
+async def test_pages_of_cors_origins_can_read_a_refusal(closed: LiveApi) -> None:
     response = await closed.http.post("/graphql", json={"query": PLANNED}, headers={"origin": "https://a.example"})
     assert (response.status_code, response.headers["access-control-allow-origin"]) == (401, "https://a.example")
     asked = {"origin": "https://a.example", "access-control-request-method": "POST"}
     assert (await closed.http.options("/graphql", headers=asked)).status_code == 200
 
 
-async def test_what_holds_no_prices_stays_open(closed: LiveApi) -> None:
+async def test_paths_without_prices_need_no_token(closed: LiveApi) -> None:
     html = {"accept": "text/html"}
     for path, headers in (("/", html), ("/graphql", html), ("/livez", {}), ("/schema.graphql", {}), ("/readyz", {})):
         response = await closed.http.get(path, headers=headers)
@@ -99,7 +99,7 @@ async def test_what_holds_no_prices_stays_open(closed: LiveApi) -> None:
     assert (await closed.http.options("/graphql")).status_code == 204
 
 
-async def test_closed_reads_close_sockets(closed: LiveApi) -> None:
+async def test_with_token_for_reads_a_socket_without_a_token_is_closed(closed: LiveApi) -> None:
     for payload in (None, {}, {"authorization": "Bearer wrong-token-here"}, {"token": TOKEN}):
         async with closed.open() as socket:
             await socket.send(type="connection_init", **({} if payload is None else {"payload": payload}))
@@ -110,13 +110,15 @@ async def test_closed_reads_close_sockets(closed: LiveApi) -> None:
 
 
 @pytest.mark.parametrize("options", [{"payload": BEARER}, {"additional_headers": BEARER}])
-async def test_closed_reads_let_sockets_in_by_either_way(closed: LiveApi, options: dict[str, Any]) -> None:
+async def test_with_token_for_reads_a_socket_may_send_its_token_in_either_way(
+    closed: LiveApi, options: dict[str, Any]
+) -> None:
     async with closed.socket(**options) as socket:
         await socket.subscribe(PLANNED)
         assert await socket.answer() == {"data": {"latestPrices": []}}
 
 
-async def test_a_handshakes_token_does_not_save_a_wrong_one_of_the_payload(closed: LiveApi) -> None:
+async def test_a_wrong_token_in_the_payload_is_refused_despite_a_valid_one_in_the_handshake(closed: LiveApi) -> None:
     async with closed.open(additional_headers=BEARER) as socket:
         await socket.send(type="connection_init", payload={"Authorization": "Bearer wrong-token-here"})
         assert await socket.closed() == (4403, "Forbidden")
@@ -161,7 +163,7 @@ async def test_tokens_are_changed_without_a_restart(settings: Settings, redis: A
         ({"API_TOKEN_FILE": "/dev/null", "HOST": "0.0.0.0"}, "API_TOKEN_FILE=/dev/null is refused; accepted: a file"),
     ],
 )
-def test_a_start_that_leaves_open_who_may_do_what_is_refused(
+def test_a_start_with_contradictory_or_unusable_token_settings_is_refused(
     settings: Settings, tmp_path: Path, variables: dict[str, str], message: str
 ) -> None:
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PORT": str(free_port()), **variables}
@@ -174,14 +176,14 @@ def test_a_start_that_leaves_open_who_may_do_what_is_refused(
 
 
 class Fetches:
-    """Asked for one after the other from addresses of this machine, each of another ticker: none is ever joined."""
+    """Requests fetches from several loopback addresses, each of another ticker, so that none joins another."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._tickers = iter(TICKERS)
 
     async def codes(self, peer: str, forwarded: Sequence[str | None]) -> list[str | None]:
-        """One for each `X-Forwarded-For`, `None` where the fetch was begun."""
+        """The error code for each `X-Forwarded-For`, `None` if the fetch was started."""
         transport = httpx.AsyncHTTPTransport(local_address=peer)
         codes = []
         async with httpx.AsyncClient(transport=transport, base_url=f"http://127.0.0.1:{self._port}") as http:
@@ -205,14 +207,14 @@ class Fetches:
         return code
 
 
-async def test_a_client_behind_a_proxy_is_whom_the_trusted_hops_name(settings: Settings, redis: ArqRedis) -> None:
+async def test_a_client_behind_a_proxy_is_the_one_that_trusted_hops_name(settings: Settings, redis: ArqRedis) -> None:
     limits = {"TICKERS": ",".join(TICKERS), "FETCH_LIMIT_PER_CLIENT": "1"}
     limited = "RATE_LIMITED"
     async with run_api(settings, **limits, FORWARDED_ALLOW_IPS="127.0.0.1,192.0.2.0/24") as api:
         fetches = Fetches(api.port)
-        # Another peer says what it likes: it is one client, and so is who names it.
+        # The header of an untrusted peer counts for nothing: the peer is one client.
         assert await fetches.codes("127.0.0.2", ["198.51.100.1", "198.51.100.2", None]) == [None, limited, limited]
-        # From the proxy each client is its own; what a client itself wrote stands to the left, and counts for nothing.
+        # A trusted proxy's clients are counted separately. What a client itself wrote, to the left, is ignored.
         assert await fetches.codes("127.0.0.1", ["198.51.100.1", "198.51.100.1, 198.51.100.2"]) == [None, None]
         forged = ["9.9.9.9, 198.51.100.1", "8.8.8.8,198.51.100.1, 192.0.2.9", "127.0.0.1, 198.51.100.1"]
         assert await fetches.codes("127.0.0.1", forged) == [limited] * 3
@@ -220,22 +222,22 @@ async def test_a_client_behind_a_proxy_is_whom_the_trusted_hops_name(settings: S
         assert await fetches.codes("127.0.0.1", ["2001:db8::1", "2001:db8::2:2", "2001:db8:0:1::1"]) == (
             [None, limited, None]
         )
-        # Whatever is no address is one client together, and the proxy by itself another.
+        # Anything but an address is one client together, and the proxy itself is another.
         assert await fetches.codes("127.0.0.1", ["unknown", "_hidden", None, None]) == [None, limited, None, limited]
         assert await fetches.code_of_socket("9.9.9.9, 198.51.100.1") == limited
         assert await fetches.code_of_socket("198.51.100.3") is None
         assert await fetches.codes("127.0.0.1", ["198.51.100.3"]) == [limited]
 
 
-async def test_only_loopback_is_trusted_where_nothing_is_set(settings: Settings, redis: ArqRedis) -> None:
+async def test_only_loopback_is_a_trusted_hop_by_default(settings: Settings, redis: ArqRedis) -> None:
     async with run_api(settings, TICKERS=",".join(TICKERS), FETCH_LIMIT_PER_CLIENT="1") as api:
         fetches = Fetches(api.port)
         assert await fetches.codes("127.0.0.3", ["198.51.100.1", "198.51.100.2"]) == [None, "RATE_LIMITED"]
         assert await fetches.codes("127.0.0.1", ["198.51.100.1", "198.51.100.2"]) == [None, None]
 
 
-async def test_secrets_are_told_to_nobody(settings: Settings, pool: Pool, redis: ArqRedis) -> None:
-    """In answers, in the log at its most talkative, in what `ps` shows; with PostgreSQL and Redis away, too."""
+async def test_secrets_appear_nowhere(settings: Settings, pool: Pool, redis: ArqRedis) -> None:
+    """In answers, in the debug log, and in the output of `ps`, also while PostgreSQL and Redis are unavailable."""
     password = "hunter2hunter2"
     away = settings.model_copy(
         update={
@@ -269,7 +271,7 @@ async def test_secrets_are_told_to_nobody(settings: Settings, pool: Pool, redis:
         assert [secret for secret in secrets if secret in "\n".join(said)] == []
 
 
-async def test_every_answer_is_what_it_says_it_is_and_tells_nothing_of_the_server(closed: LiveApi) -> None:
+async def test_every_answer_forbids_sniffing_and_does_not_name_the_server(closed: LiveApi) -> None:
     unknown = {"query": PLANNED, "variables": []}
     answers = [
         await closed.http.post("/graphql", json={"query": PLANNED}, headers=BEARER),

@@ -1,4 +1,4 @@
-"""What one request may take of the storage: so long, and so much at a time. Statements are really slow here."""
+"""The budget of one request: its time, and its connections. The statements here are really slow."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ import pytest
 import strawberry
 from strawberry.schema.config import StrawberryConfig
 
-from server.protection.request_budget import FIELDS_AT_ONCE, Allowance
+from server.protection.request_budget import FIELDS_AT_ONCE, RequestBudget
 from server.reads.context import Context, Info
 from server.schema.root import Schema, schema
 from server.schema.scalars import SCALARS
@@ -67,7 +67,7 @@ async def own_pool(settings: Settings) -> AsyncIterator[Pool]:
 @pytest.fixture
 def slow(own_pool: Pool, context: Context) -> Context:
     slow = Context(own_pool, context.redis, context.settings)
-    slow.allowance = Allowance(0.5)
+    slow.budget = RequestBudget(0.5)
     return slow
 
 
@@ -85,7 +85,7 @@ async def ask(query: str, context: Context) -> tuple[Any, list[tuple[Any, str, A
 @pytest.mark.parametrize(
     "query", ["{ a: sleep(seconds: 60) b: sleep(seconds: 0) }", "{ inner { sleep(seconds: 60) } }"]
 )
-async def test_what_takes_too_long_is_ended_where_it_runs_and_the_rest_is_answered(
+async def test_a_field_that_takes_too_long_is_cancelled_in_postgres_and_the_others_are_answered(
     slow: Context, own_pool: Pool, pool: Pool, query: str
 ) -> None:
     began = time.monotonic()
@@ -97,11 +97,11 @@ async def test_what_takes_too_long_is_ended_where_it_runs_and_the_rest_is_answer
     async with asyncio.timeout(PATIENCE):
         while await asleep(pool):
             await asyncio.sleep(0.02)
-        # The connections are back: all ten of them can be had, without any statement's deadline having passed.
+        # All ten connections are back in the pool, before any statement's deadline.
         await asyncio.gather(*(fetch(own_pool, "select pg_sleep(0.05)", timeout=DEADLINE) for _ in range(10)))
 
 
-async def test_fields_of_a_mutation_have_the_time_together(slow: Context) -> None:
+async def test_the_fields_of_a_mutation_share_one_budget(slow: Context) -> None:
     fields = " ".join(f"a{n}: sleep(seconds: 0.2)" for n in range(50))
     began = time.monotonic()
     data, errors = await ask(f"mutation {{ {fields} }}", slow)
@@ -112,7 +112,7 @@ async def test_fields_of_a_mutation_have_the_time_together(slow: Context) -> Non
 
 
 async def test_a_request_leaves_connections_to_others(slow: Context, own_pool: Pool, pool: Pool) -> None:
-    slow.allowance = Allowance(DEADLINE)
+    slow.budget = RequestBudget(DEADLINE)
     asking = asyncio.create_task(ask("{ " + " ".join(f"a{n}: sleep(seconds: 0.1)" for n in range(30)) + "}", slow))
     most = 0
     while not asking.done():
@@ -131,10 +131,10 @@ async def test_no_field_takes_more_than_one_connection(settings: Settings, conte
         assert counted.open <= FIELDS_AT_ONCE
 
 
-async def test_what_is_known_to_be_away_is_not_asked_again(slow: Context) -> None:
-    """Fifty mutations that each wait for it would wait fifty times; an answer of its own says nothing of the next."""
+async def test_a_server_that_is_unavailable_is_not_asked_again_in_the_same_request(slow: Context) -> None:
+    """Else fifty mutations would wait fifty times. An error that PostgreSQL answered says nothing of the next field."""
     for seconds, later in ((1, None), (-1, 1)):
-        slow.allowance = Allowance(DEADLINE)
+        slow.budget = RequestBudget(DEADLINE)
         data, errors = await ask(f"mutation {{ fail(seconds: {seconds}) sleep(seconds: 0) }}", slow)
         assert data == {"fail": None, "sleep": later}
         assert {code for _, _, code in errors} == {"STORAGE_UNAVAILABLE"}

@@ -1,4 +1,4 @@
-"""Each limit holds on every way in, to the same number: POST, GET, event stream, socket, planned or not."""
+"""Each limit is the same over POST, GET, event stream and socket, for compiled and other queries."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -34,32 +34,32 @@ def values(more: int) -> str:
 LIMITS: dict[str, tuple[Callable[[int], str], str]] = {
     "characters": (
         lambda more: f"{PLAIN} #{'x' * (MAX_LENGTH - len('{  # }') - len(PLAIN) - 1 + more)}\n",
-        f"A document may have {MAX_LENGTH} characters, no more.",
+        f"A document may have at most {MAX_LENGTH} characters.",
     ),
     "tokens": (
         lambda more: "#\n" * (MAX_TOKENS - 6 + more) + PLAIN,
-        f"A document may have {MAX_TOKENS} tokens, no more.",
+        f"A document may have at most {MAX_TOKENS} tokens.",
     ),
     "fields": (
         lambda more: f"latestPrices {{ {'price ' * (MAX_FIELDS - 1 + more)}}}",
-        f"A document may have {MAX_FIELDS} fields, no more.",
+        f"A document may have at most {MAX_FIELDS} fields.",
     ),
     "fields of fragments": (
         lambda more: "...{ latestPrices { " + "price " * (MAX_FIELDS - 2 + more) + "} __typename }",
-        f"A document may have {MAX_FIELDS} fields, no more.",
+        f"A document may have at most {MAX_FIELDS} fields.",
     ),
     "aliases": (
         lambda more: " ".join(f"a{n}: {PLAIN}" for n in range(MAX_ALIASES + more)),
-        f"A document may have {MAX_ALIASES} aliases, no more.",
+        f"A document may have at most {MAX_ALIASES} aliases.",
     ),
     "a name": (
         lambda more: f"{'a' * (MAX_NAME_LENGTH + more)}: {PLAIN}",
-        f"A name may have {MAX_NAME_LENGTH} characters, no more.",
+        f"A name may have at most {MAX_NAME_LENGTH} characters.",
     ),
-    "rows": (rows, f"All fields of one request may ask for {MAX_ROWS} rows together, no more."),
-    "values": (values, f"All rows of one request may have {MAX_VALUES} values together, no more."),
+    "rows": (rows, f"All fields of one request may ask for at most {MAX_ROWS} rows together."),
+    "values": (values, f"All rows of one request may have at most {MAX_VALUES} values together."),
 }
-TOO_DEEP = f"A document may be {MAX_DEPTH} levels deep, no more."
+TOO_DEEP = f"A document may be at most {MAX_DEPTH} levels deep."
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def live(_live: LiveApi, pool: Pool, redis: ArqRedis) -> LiveApi:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("limit", LIMITS)
-async def test_a_limit_is_the_same_on_every_way_in(live: LiveApi, limit: str, way: str) -> None:
+async def test_a_limit_is_the_same_over_every_transport(live: LiveApi, limit: str, way: str) -> None:
     """`POST application/json` is planned, all of it; with a directive nothing is."""
     write, message = LIMITS[limit]
     documents: list[Callable[[int], str]] = [lambda more: f"{{ {write(more)} }}"]
@@ -87,7 +87,7 @@ async def test_a_limit_is_the_same_on_every_way_in(live: LiveApi, limit: str, wa
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_depth_is_the_same_on_every_way_in(live: LiveApi, way: str) -> None:
+async def test_depth_is_the_same_over_every_transport(live: LiveApi, way: str) -> None:
     """Nothing of the schema is as deep but its introspection."""
     for levels, expected in ((MAX_DEPTH, set()), (MAX_DEPTH + 1, {(TOO_COMPLEX, TOO_DEEP)})):
         # __schema, types, fields, type and the braces of what is asked about them
@@ -97,7 +97,7 @@ async def test_depth_is_the_same_on_every_way_in(live: LiveApi, way: str) -> Non
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_rows_by_variable_are_counted_in_a_plan_that_is_kept(live: LiveApi, way: str) -> None:
+async def test_rows_from_a_variable_are_counted_with_a_cached_plan(live: LiveApi, way: str) -> None:
     query = """query ($n: Int!) {
         a: priceHistory(ticker: "btc_usd", limit: 10000) { price }
         b: priceHistory(ticker: "btc_usd", limit: $n) { price }
@@ -111,10 +111,10 @@ async def test_rows_by_variable_are_counted_in_a_plan_that_is_kept(live: LiveApi
 
 @pytest.mark.parametrize("accept", [JSON, GRAPHQL_RESPONSE, EVENT_STREAM])
 @pytest.mark.parametrize("count", [0, 1, 2, 1000])
-async def test_several_requests_at_once_are_refused_over_http(live: LiveApi, accept: str, count: int) -> None:
+async def test_batches_are_refused_over_http(live: LiveApi, accept: str, count: int) -> None:
     batch = [{"query": f"{{ {PLAIN} }}"}] * count
     response = await live.http.post("/graphql", json=batch, headers={"accept": accept})
-    refused = {("BAD_USER_INPUT", "A request is one JSON object; several at once are not answered.")}
+    refused = {("BAD_USER_INPUT", "The body must be one JSON object; batches are not supported.")}
     assert (response.status_code, refusals(response.json())) == (400, refused)
     several = {name: [value, value] for name, value in {"variables": "[{}]", "extensions": "[{}]"}.items()}
     response = await live.http.get("/graphql", params={"query": "{ tickers { name } }", **several})
@@ -122,7 +122,7 @@ async def test_several_requests_at_once_are_refused_over_http(live: LiveApi, acc
 
 
 @pytest.mark.parametrize("is_list_of", ["messages", "payloads", "queries"])
-async def test_several_requests_at_once_close_a_socket(live: LiveApi, is_list_of: str) -> None:
+async def test_a_batch_closes_a_socket(live: LiveApi, is_list_of: str) -> None:
     payload: Any = {"query": f"{{ {PLAIN} }}"}
     if is_list_of == "queries":
         payload = {"query": [payload["query"]] * 2}

@@ -1,4 +1,4 @@
-"""INTROSPECTION=0: the schema is told in no way, and all else is answered as ever."""
+"""INTROSPECTION=0: no answer reveals the schema, and other queries are answered as usual."""
 
 import json
 from collections.abc import AsyncIterator
@@ -7,7 +7,7 @@ import pytest
 from arq.connections import ArqRedis
 from graphql import get_introspection_query
 
-from server.app import SDL
+from server.http.sdl import SDL
 from shared.config.settings import Settings
 from shared.storage.database import Pool
 from tests.integration.live import LiveApi, serve_live
@@ -28,7 +28,7 @@ def untold(_untold: LiveApi, pool: Pool, redis: ArqRedis) -> LiveApi:
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_the_schema_is_not_told(untold: LiveApi, way: str) -> None:
+async def test_introspection_is_refused(untold: LiveApi, way: str) -> None:
     asked = {
         "{ __schema { queryType { name } } }": "schema",
         '{ latestPrices { price } __type(name: "Price") { name } }': "type",
@@ -43,7 +43,7 @@ async def test_the_schema_is_not_told(untold: LiveApi, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_what_is_refused_names_nothing_that_was_not_asked_for(untold: LiveApi, way: str) -> None:
+async def test_errors_suggest_no_names_of_the_schema(untold: LiveApi, way: str) -> None:
     said = {
         "{ latestPrise { price } }": "Cannot query field 'latestPrise' on type 'Query'.",
         "{ latestPrices { prise } }": "Cannot query field 'prise' on type 'Price'.",
@@ -60,7 +60,7 @@ async def test_what_is_refused_names_nothing_that_was_not_asked_for(untold: Live
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_names_of_types_are_answered(untold: LiveApi, way: str) -> None:
-    """Clients add `__typename` to whatever they ask."""
+    """Clients add `__typename` to their queries."""
     for query in (
         "{ __typename latestPrices { __typename } }",
         "{ __typename tickers { name } latestPrices { price } }",
@@ -69,12 +69,12 @@ async def test_names_of_types_are_answered(untold: LiveApi, way: str) -> None:
         assert (answer["data"]["__typename"], answer["data"]["latestPrices"]) == ("Query", [])
 
 
-async def test_the_sdl_is_not_told_either(untold: LiveApi) -> None:
+async def test_the_sdl_is_not_published(untold: LiveApi) -> None:
     response = await untold.http.get("/schema.graphql")
-    assert (response.status_code, response.text) == (404, "The schema is not told here.\n")
+    assert (response.status_code, response.text) == (404, "This server does not publish its schema.\n")
 
 
-async def test_it_is_told_by_default(settings: Settings, pool: Pool) -> None:
+async def test_introspection_is_on_by_default(settings: Settings, pool: Pool) -> None:
     async with serve_live(settings) as api:
         assert (await api.http.get("/schema.graphql")).text == SDL
         for way in WAYS:

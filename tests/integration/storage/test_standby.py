@@ -106,7 +106,7 @@ async def writer(pair: Pair) -> AsyncIterator[Pool]:
 
 @pytest.fixture(autouse=True)
 def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(reading, "_CHECK_SECONDS", 0.2)
 
 
 async def data(api: LiveApi, query: str, **variables: Any) -> Any:
@@ -273,7 +273,7 @@ async def test_a_silent_standby(pair: Pair, writer: Pool) -> None:
     await pair.followed()
 
 
-async def test_a_standby_away(pair: Pair, writer: Pool, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unavailable_standby(pair: Pair, writer: Pool, caplog: pytest.LogCaptureFixture) -> None:
     """Reads go to the primary, and the log and /readyz say so; unless standbys alone are wanted. Then back again."""
     await insert_prices(writer, [stored_at(datetime.now(UTC)), price("eth_usd", 0)])
     strict = pair.read_from(f"{pair.standby.url}?target_session_attrs=standby")
@@ -288,7 +288,7 @@ async def test_a_standby_away(pair: Pair, writer: Pool, caplog: pytest.LogCaptur
             assert error["extensions"] == {"code": "STORAGE_UNAVAILABLE"}
             assert await readiness(api) == (200, {"postgres": "ok", "standbys": "warning"})
             assert await readiness(other) == (503, {"postgres": "ok", "standbys": "down"})
-            assert "no standby can be read from, all reads go to the primary: " in caplog.text
+            assert "no standby is usable, all reads go to the primary: " in caplog.text
         async with asyncio.timeout(30):
             while "reads go to the standbys again" not in caplog.text:
                 await asyncio.sleep(0.05)

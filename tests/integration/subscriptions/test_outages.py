@@ -1,4 +1,4 @@
-"""PostgreSQL or Valkey killed, silent, restarted under those who follow: nobody is cut off, and nothing is missed."""
+"""Subscribers keep their sockets and miss nothing when PostgreSQL or Valkey is killed, silent or restarted."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ PROGRESS = "subscription($id: ID!) { fetchProgress(id: $id) { status } }"
 
 
 class Outage:
-    """Servers of the test's own, the API that uses them, and a writer's connection."""
+    """PostgreSQL and Valkey for this test alone, the API that uses them, and a connection for writing."""
 
     def __init__(self, folder: Any, settings: Settings) -> None:
         self.folder = folder
@@ -55,7 +55,7 @@ class Outage:
 
 
 async def store(pool: Pool, prices: list[Price]) -> None:
-    """As the worker does: again, until PostgreSQL is back."""
+    """Retries until PostgreSQL is back, as the worker does."""
     async with asyncio.timeout(20):
         while True:
             with contextlib.suppress(StorageUnavailable):
@@ -92,7 +92,7 @@ async def execute(own: Outage, sql: str) -> None:
         await connection.close()
 
 
-async def test_sockets_stay_and_catch_up_when_postgres_was_killed(own: Outage, live: LiveApi) -> None:
+async def test_sockets_stay_open_and_catch_up_after_postgres_was_killed(own: Outage, live: LiveApi) -> None:
     async with own.writer() as pool, live.socket() as one, live.socket() as two:
         await one.subscribe(FOLLOW)
         await two.subscribe(FOLLOW, tickers=["eth_usd"])
@@ -107,7 +107,7 @@ async def test_sockets_stay_and_catch_up_when_postgres_was_killed(own: Outage, l
             assert (error["path"], error["extensions"]) == (["priceUpdates"], {"code": "STORAGE_UNAVAILABLE"})
             assert await new.receive() == {"type": "complete", "id": "1"}
         own.restart_postgres()
-        # Before the API can have a connection again, as well as after.
+        # Both before and after the API can connect again.
         for minute in range(1, 20):
             await store(pool, [price("btc_usd", minute), price("eth_usd", minute)])
             await asyncio.sleep(0.1)
@@ -116,8 +116,10 @@ async def test_sockets_stay_and_catch_up_when_postgres_was_killed(own: Outage, l
         assert await two.prices(19) == spelled(expected[1::2])
 
 
-async def test_a_feed_whose_connection_is_cut_reads_what_it_did_not_hear_of(own: Outage, live: LiveApi) -> None:
-    """While another can write: as when a firewall drops one connection."""
+async def test_a_feed_that_lost_its_connection_reads_the_prices_it_was_not_notified_of(
+    own: Outage, live: LiveApi
+) -> None:
+    """Others can still write, as when a firewall drops one connection."""
     async with own.writer() as pool, live.socket() as socket:
         await socket.subscribe(FOLLOW)
         await asyncio.sleep(0.1)
@@ -141,7 +143,7 @@ async def test_a_silent_postgres(own: Outage, live: LiveApi) -> None:
         assert await socket.price() == spelled([price("btc_usd", 0)])[0]
 
 
-async def test_prices_are_announced_while_valkey_is_away_and_a_fetch_is_followed_on_after(
+async def test_prices_are_sent_while_valkey_is_unavailable_and_progress_continues_after(
     own: Outage, live: LiveApi
 ) -> None:
     async with own.writer() as pool, live.socket() as socket, live.socket() as follower:
@@ -170,7 +172,7 @@ async def test_prices_are_announced_while_valkey_is_away_and_a_fetch_is_followed
         assert (await follower.receive()) == {"type": "complete", "id": "1"}
 
 
-async def test_a_client_comes_back_to_another_api_with_the_last_timestamp(own: Outage, live: LiveApi) -> None:
+async def test_a_client_reconnects_to_another_api_with_the_last_timestamp(own: Outage, live: LiveApi) -> None:
     async with own.writer() as pool:
         async with live.socket() as socket:
             await socket.subscribe(FOLLOW)
@@ -188,7 +190,7 @@ async def test_a_client_comes_back_to_another_api_with_the_last_timestamp(own: O
 
 
 async def follows(socket: Socket) -> bool:
-    """Begins to; whether it was not told that the storage is away."""
+    """Subscribe; returns whether the storage was available."""
     await socket.subscribe(FOLLOW)
     try:
         message = await socket.receive(1.5)
@@ -199,8 +201,8 @@ async def follows(socket: Socket) -> bool:
     return False
 
 
-async def test_an_api_that_was_started_without_servers_follows_when_they_come(own: Outage, live: LiveApi) -> None:
-    """Until it knows where the order of storing stands it says so, rather than begin somewhere later."""
+async def test_an_api_that_started_before_its_servers_follows_prices_once_they_run(own: Outage, live: LiveApi) -> None:
+    """Until the feed knows its position, it reports the outage instead of starting at a later price."""
     own.kill_postgres()
     own.kill_valkey()
     try:
@@ -224,10 +226,10 @@ async def test_an_api_that_was_started_without_servers_follows_when_they_come(ow
                 restart()
 
 
-async def test_a_peer_whose_window_is_shut_is_let_go(
+async def test_a_peer_with_a_closed_tcp_window_is_disconnected(
     settings: Settings, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes nothing and says that it lives: the kernel would keep its connection for ever."""
+    """It answers TCP probes but reads nothing, so the kernel would keep its connection for ever."""
     monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.3)
     async with serve_live(settings) as api:
         api.server.config.ws_ping_interval = api.server.config.ws_ping_timeout = 0.5

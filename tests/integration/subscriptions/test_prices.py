@@ -1,4 +1,4 @@
-"""`priceUpdates`: every price that is stored, once, in every way a price is stored; and where `since` begins."""
+"""`priceUpdates`: each stored price is sent once, whatever stored it; and `since`."""
 
 import asyncio
 import contextlib
@@ -37,9 +37,7 @@ async def live(_live: LiveApi, pool: Pool, redis: ArqRedis) -> LiveApi:
     return _live
 
 
-async def test_prices_come_as_they_are_stored_however_they_come_to_be(
-    live: LiveApi, pool: Pool, redis: ArqRedis
-) -> None:
+async def test_every_kind_of_stored_price_is_sent(live: LiveApi, pool: Pool, redis: ArqRedis) -> None:
     async with live.socket() as socket:
         await socket.subscribe(PRICES % "ticker timestamp source price observedAt testnet")
         await asyncio.sleep(0.1)
@@ -58,7 +56,7 @@ async def test_prices_come_as_they_are_stored_however_they_come_to_be(
         await defer(redis, [deferred], [])
         await store_oldest_deferred(redis, pool)
         assert await socket.price() == spelled([deferred])[0]
-        # By hand, in a transaction of several statements: heard at its commit, and not before.
+        # By hand, in a transaction of several statements: sent at its commit, and not before.
         connection = await asyncpg.connect(live.settings.database_url)
         try:
             async with connection.transaction():
@@ -76,7 +74,7 @@ INSERT = """
 """
 
 
-async def test_what_is_there_already_or_rolled_back_is_no_news_and_an_average_that_is_replaced_is(
+async def test_a_duplicate_or_rolled_back_price_is_not_sent_and_a_replaced_average_is(
     live: LiveApi, pool: Pool
 ) -> None:
     average = price("btc_usd", 0, PriceSource.BACKFILLED, "1.25")
@@ -96,7 +94,7 @@ async def test_what_is_there_already_or_rolled_back_is_no_news_and_an_average_th
         assert await socket.is_silent()
 
 
-async def test_only_the_tickers_asked_for_come(live: LiveApi, pool: Pool) -> None:
+async def test_only_prices_of_the_requested_tickers_are_sent(live: LiveApi, pool: Pool) -> None:
     async with live.socket() as socket:
         await socket.subscribe(FOLLOW, tickers=["ETH_USD"])
         await asyncio.sleep(0.1)
@@ -120,8 +118,8 @@ async def test_since_begins_after_the_price_of_that_instant(live: LiveApi, pool:
         await fetch(pool, "delete from prices where timestamp > $1", price("", 9).timestamp)
 
 
-async def test_since_brings_what_was_stored_late(live: LiveApi, pool: Pool) -> None:
-    """After the price of that instant, with an earlier timestamp: healed, deferred, or of a ticker that took longer."""
+async def test_since_includes_earlier_prices_that_were_stored_late(live: LiveApi, pool: Pool) -> None:
+    """Stored after the price of that instant, with an earlier timestamp: healed, deferred, or of a slower ticker."""
     await insert_prices(pool, [price("btc_usd", 0), price("eth_usd", 0)])
     await insert_prices(pool, [price("btc_usd", 3)])
     late = [price("eth_usd", 3), price("btc_usd", 1, PriceSource.BACKFILLED), price("eth_usd", 2), price("btc_usd", -5)]
@@ -135,7 +133,7 @@ async def test_since_brings_what_was_stored_late(live: LiveApi, pool: Pool) -> N
         assert await socket.is_silent()
 
 
-async def test_an_average_that_was_replaced_while_a_client_was_away_is_told(live: LiveApi, pool: Pool) -> None:
+async def test_an_average_that_was_replaced_while_a_client_was_disconnected_is_sent(live: LiveApi, pool: Pool) -> None:
     await insert_prices(pool, [price("btc_usd", 0)])
     averages = [price("btc_usd", minute, PriceSource.BACKFILLED) for minute in (1, 2, 3)]
     await insert_prices(pool, averages)
@@ -148,8 +146,8 @@ async def test_an_average_that_was_replaced_while_a_client_was_away_is_told(live
         assert await socket.is_silent()
 
 
-async def test_a_client_that_comes_back_while_the_log_is_behind_gets_each_price_once(live: LiveApi, pool: Pool) -> None:
-    """As after a first fill, which is stored faster than it is read."""
+async def test_a_client_that_reconnects_while_the_log_is_behind_gets_each_price_once(live: LiveApi, pool: Pool) -> None:
+    """As after the first backfill, which stores prices faster than the feed reads them."""
     stored = [price("btc_usd", minute) for minute in range(6000)]
     await insert_prices(pool, stored)
     async with live.socket() as socket:
@@ -160,7 +158,7 @@ async def test_a_client_that_comes_back_while_the_log_is_behind_gets_each_price_
         assert await socket.price() == spelled([price("btc_usd", 6000)])[0]
 
 
-async def test_since_of_an_empty_table_and_of_the_future_is_live_alone(live: LiveApi, pool: Pool) -> None:
+async def test_since_with_an_empty_table_or_a_future_instant_sends_only_new_prices(live: LiveApi, pool: Pool) -> None:
     async with live.socket() as socket:
         await socket.subscribe(FOLLOW, "1", since="0001-01-01T00:00:00Z")
         await socket.subscribe(PRICES % "ticker", "2", since="9999-12-31T23:59:59Z")
@@ -182,8 +180,8 @@ async def test_since_reads_page_by_page(live: LiveApi, pool: Pool) -> None:
         assert await socket.is_silent()
 
 
-async def test_nothing_is_lost_or_doubled_while_followers_come_and_writers_write(live: LiveApi, pool: Pool) -> None:
-    """Writers that commit in any order, and each follower beginning somewhere in the midst of it."""
+async def test_no_price_is_lost_or_doubled_while_subscribers_join_and_writers_write(live: LiveApi, pool: Pool) -> None:
+    """Writers commit in any order, and each subscriber starts at a random time."""
     rng = random.Random(5)
     everything = [price(ticker, minute) for minute in range(300) for ticker in ("btc_usd", "eth_usd")]
 
@@ -206,8 +204,8 @@ async def test_nothing_is_lost_or_doubled_while_followers_come_and_writers_write
         assert sorted(came) == sorted(spelled(everything))
 
 
-async def test_a_client_that_comes_back_with_the_last_timestamp_misses_nothing(live: LiveApi, pool: Pool) -> None:
-    """One ticker, prices that come late among them; what comes twice came late the first time too."""
+async def test_a_client_that_reconnects_with_the_last_timestamp_misses_nothing(live: LiveApi, pool: Pool) -> None:
+    """One ticker, with late prices among them. Only a price that was late may come twice."""
     rng = random.Random(7)
     minutes = list(range(200))
     for n in range(0, 200, 9):
@@ -249,7 +247,9 @@ async def test_a_real_client_follows(live: LiveApi, pool: Pool) -> None:
         assert caught.value.errors[0]["extensions"] == {"code": "UNKNOWN_TICKER"}
 
 
-async def test_the_same_words_are_written_once(live: LiveApi, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_event_is_serialised_once_for_identical_requests(
+    live: LiveApi, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written: list[object] = []
 
     def execute(executor: Any) -> Any:
@@ -257,7 +257,7 @@ async def test_the_same_words_are_written_once(live: LiveApi, pool: Pool, monkey
         return execute_subscription_event(executor)
 
     monkeypatch.setattr(streams, "execute_subscription_event", execute)
-    # Digits that no other test has, for what is written is kept.
+    # Digits that no other test uses, because serialised events are cached.
     stored = [price("btc_usd", minute, digits="7.25") for minute in range(4)]
     await insert_prices(pool, stored[:2])
     await asyncio.sleep(0.3)
@@ -272,7 +272,7 @@ async def test_the_same_words_are_written_once(live: LiveApi, pool: Pool, monkey
     assert sorted(written, key=repr) == sorted([*stored, *stored[2:]], key=repr)
 
 
-async def test_a_follower_that_does_not_read_is_closed_and_holds_nobody_up(settings: Settings, pool: Pool) -> None:
+async def test_a_subscriber_that_does_not_read_is_closed_and_delays_no_other(settings: Settings, pool: Pool) -> None:
     stored = [price("btc_usd", minute) for minute in range(6000)]
     async with (
         serve_live(settings, Limits(prices_behind=2000)) as api,
@@ -291,4 +291,4 @@ async def test_a_follower_that_does_not_read_is_closed_and_holds_nobody_up(setti
         with contextlib.suppress(ConnectionClosed):
             while await slow.price():
                 pass
-        assert await slow.closed() == (1013, "Too slow: come back with `since`")
+        assert await slow.closed() == (1013, "Too slow: reconnect with `since`")

@@ -1,4 +1,4 @@
-"""`fetchProgress`: the state so far, every change, and an end; and event streams, which send the same as sockets."""
+"""`fetchProgress`: the current state, every change, and the end; and event streams, which send the same as sockets."""
 
 import asyncio
 import json
@@ -52,7 +52,7 @@ async def end(redis: ArqRedis, job: FetchJob, *failed: str) -> None:
     await finish_fetch_job(redis, job.id, job.tickers, prices, failures)
 
 
-async def test_a_fetch_is_told_from_its_queue_to_its_end(live: LiveApi, redis: ArqRedis) -> None:
+async def test_the_progress_of_a_fetch_is_sent_from_queued_to_its_end(live: LiveApi, redis: ArqRedis) -> None:
     job = await enqueue_fetch_prices(redis, ["btc_usd", "eth_usd"])
     async with live.socket() as socket:
         await socket.subscribe(PROGRESS, id=job.id)
@@ -73,7 +73,7 @@ async def test_a_fetch_is_told_from_its_queue_to_its_end(live: LiveApi, redis: A
 @pytest.mark.parametrize(
     ("failed", "status"), [([], "SUCCEEDED"), (["btc_usd"], "PARTIAL"), (["btc_usd", "eth_usd"], "FAILED")]
 )
-async def test_however_quick_it_is_each_state_is_told_once(
+async def test_each_state_is_sent_once_however_quick_the_fetch_is(
     live: LiveApi, redis: ArqRedis, failed: list[str], status: str
 ) -> None:
     job = await enqueue_fetch_prices(redis, ["btc_usd", "eth_usd"])
@@ -90,14 +90,14 @@ async def test_however_quick_it_is_each_state_is_told_once(
 
 
 async def messages(socket: Socket, key: str) -> list[dict[str, Any]]:
-    """Those of one operation, until it completes."""
+    """The statuses of one operation, until it completes."""
     found = []
     while (message := await socket.receive()) != {"type": "complete", "id": key}:
         found += [message] if message["id"] == key else []
     return found
 
 
-async def test_a_late_subscriber_hears_the_end_and_is_done(live: LiveApi, redis: ArqRedis) -> None:
+async def test_a_late_subscriber_gets_the_last_state_and_completes(live: LiveApi, redis: ArqRedis) -> None:
     job = await enqueue_fetch_prices(redis, ["btc_usd"])
     await start_fetch_job(redis, job.id)
     async with live.socket() as early, live.socket() as late, live.socket() as later:
@@ -112,7 +112,7 @@ async def test_a_late_subscriber_hears_the_end_and_is_done(live: LiveApi, redis:
         assert await states(later) == ["SUCCEEDED"]
 
 
-async def test_a_fetch_that_was_given_up_ends(live: LiveApi, redis: ArqRedis) -> None:
+async def test_the_progress_of_an_abandoned_fetch_ends(live: LiveApi, redis: ArqRedis) -> None:
     job = await enqueue_fetch_prices(redis, ["btc_usd"])
     async with live.socket() as socket:
         await socket.subscribe(PROGRESS, id=job.id)
@@ -121,7 +121,7 @@ async def test_a_fetch_that_was_given_up_ends(live: LiveApi, redis: ArqRedis) ->
         assert await states(socket) == ["FAILED"]
 
 
-async def test_a_fetch_that_is_forgotten_ends(live: LiveApi, redis: ArqRedis) -> None:
+async def test_the_progress_of_an_expired_fetch_ends(live: LiveApi, redis: ArqRedis) -> None:
     job = await enqueue_fetch_prices(redis, ["btc_usd"])
     async with live.socket() as socket:
         await socket.subscribe(PROGRESS, id=job.id)
@@ -142,13 +142,13 @@ async def test_a_real_client_asks_for_a_fetch_and_follows_it(live: LiveApi, work
 
 
 class Events:
-    """An event stream, as it comes."""
+    """Reads an event stream."""
 
     def __init__(self, lines: AsyncIterator[str]) -> None:
         self.lines = lines
 
     async def next(self) -> tuple[str, Any]:
-        """(its name, its data); a comment is `(":", None)`."""
+        """(name, data) of the next event; a comment is `(":", None)`."""
         name, data = ":", None
         async with asyncio.timeout(10):
             async for line in self.lines:
@@ -210,7 +210,7 @@ async def test_an_event_stream_completes(live: LiveApi, redis: ArqRedis, monkeyp
         ('{ latestPrice(ticker: "x_y") { price } }', "UNKNOWN_TICKER"),
     ],
 )
-async def test_a_refusal_is_an_event_and_the_end(live: LiveApi, query: str, code: str) -> None:
+async def test_a_request_error_is_an_event_and_completes_the_stream(live: LiveApi, query: str, code: str) -> None:
     response = await live.http.post("/graphql", headers=EVENT_STREAM, json={"query": query})
     lines = [line for line in response.text.splitlines() if line not in {"", ":"}]
     assert [line.partition(":")[0] for line in lines] == ["event", "data", "event", "data"]
@@ -219,6 +219,6 @@ async def test_a_refusal_is_an_event_and_the_end(live: LiveApi, query: str, code
     assert error["extensions"] == {"code": code}
 
 
-async def test_a_query_may_be_asked_for_as_an_event_stream(live: LiveApi) -> None:
+async def test_a_query_is_answered_as_an_event_stream(live: LiveApi) -> None:
     response = await live.http.post("/graphql", headers=EVENT_STREAM, json={"query": "{ latestPrices { price } }"})
     assert 'event: next\ndata: {"data":{"latestPrices":[]}}\n\nevent: complete\ndata:\n\n' in response.text

@@ -1,4 +1,4 @@
-"""graphql-transport-ws: the handshake, what is refused and with which code, and what bounds a socket."""
+"""graphql-transport-ws: the handshake, the close codes, and the limits of a socket."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ async def test_queries_are_answered_and_completed(live: LiveApi) -> None:
         assert await socket.answer() == {"data": {"latestPrices": []}}
 
 
-async def test_an_error_of_a_field_comes_with_the_answer_and_one_of_the_document_instead_of_it(live: LiveApi) -> None:
+async def test_a_field_error_comes_with_the_answer_and_a_request_error_instead_of_it(live: LiveApi) -> None:
     async with live.socket() as socket:
         await socket.subscribe('{ latestPrice(ticker: "x_y") { price } }')
         answer = await socket.answer()
@@ -81,7 +81,7 @@ async def test_an_error_of_a_field_comes_with_the_answer_and_one_of_the_document
         'subscription { fetchProgress(id: "%s") { status } }' % ("0" * 32),
     ],
 )
-async def test_a_subscription_to_what_is_not_there_is_told_so_and_completed(live: LiveApi, query: str) -> None:
+async def test_a_subscription_with_a_bad_argument_gets_the_error_and_completes(live: LiveApi, query: str) -> None:
     code = "UNKNOWN_TICKER" if "x_y" in query else "BAD_USER_INPUT"
     async with live.socket() as socket:
         await socket.subscribe(query)
@@ -91,7 +91,7 @@ async def test_a_subscription_to_what_is_not_there_is_told_so_and_completed(live
         assert await socket.receive() == {"id": "1", "type": "complete"}
 
 
-async def test_what_is_completed_by_the_client_is_silent_and_its_id_free(live: LiveApi) -> None:
+async def test_after_the_client_completes_an_operation_nothing_is_sent_and_its_id_is_free(live: LiveApi) -> None:
     async with live.socket() as socket:
         await socket.subscribe(FOLLOW)
         await socket.send(type="complete", id="1")
@@ -100,7 +100,7 @@ async def test_what_is_completed_by_the_client_is_silent_and_its_id_free(live: L
         assert await socket.answer() == {"data": {"latestPrices": []}}
 
 
-async def test_pings_are_answered_before_and_after_the_beginning(live: LiveApi) -> None:
+async def test_pings_are_answered_before_and_after_connection_init(live: LiveApi) -> None:
     async with live.open() as socket:
         await socket.send(type="ping")
         assert await socket.receive() == {"type": "pong"}
@@ -140,7 +140,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("text", BAD, ids=range(len(BAD)))
-async def test_4400_what_is_no_message(live: LiveApi, text: str) -> None:
+async def test_4400_an_invalid_message(live: LiveApi, text: str) -> None:
     async with live.open() as socket:
         if "connection_init" not in text:
             await socket.send(type="connection_init")
@@ -155,7 +155,7 @@ async def test_4400_a_binary_message(live: LiveApi) -> None:
         assert await socket.closed() == (4400, "Invalid message")
 
 
-async def test_4401_an_operation_before_the_beginning(live: LiveApi) -> None:
+async def test_4401_an_operation_before_connection_init(live: LiveApi) -> None:
     async with live.open() as socket:
         await socket.subscribe(QUERY)
         assert await socket.closed() == (4401, "Unauthorized")
@@ -177,7 +177,7 @@ async def test_4406_another_subprotocol(live: LiveApi) -> None:
         assert socket.connection.subprotocol == "graphql-transport-ws"
 
 
-async def test_4408_nothing_is_said(live: LiveApi) -> None:
+async def test_4408_no_connection_init(live: LiveApi) -> None:
     async with live.open() as socket:
         await socket.send(type="ping")
         assert await socket.receive() == {"type": "pong"}
@@ -200,7 +200,7 @@ async def test_4409_an_id_that_is_in_use(live: LiveApi) -> None:
             assert (await socket.closed())[0] == 4409
 
 
-async def test_4429_a_second_beginning(live: LiveApi) -> None:
+async def test_4429_a_second_connection_init(live: LiveApi) -> None:
     async with live.socket() as socket:
         await socket.send(type="connection_init")
         assert await socket.closed() == (4429, "Too many initialisation requests")
@@ -212,7 +212,7 @@ async def test_a_message_that_is_too_long(live: LiveApi) -> None:
         assert (await socket.closed())[0] == 1009
 
 
-async def test_a_mutation_needs_the_token_from_the_handshake_or_the_beginning(live: LiveApi) -> None:
+async def test_a_mutation_needs_the_token_in_the_handshake_or_in_connection_init(live: LiveApi) -> None:
     async def code(**options: Any) -> str | None:
         async with live.socket(**options) as socket:
             await socket.subscribe(FETCH)
@@ -227,7 +227,7 @@ async def test_a_mutation_needs_the_token_from_the_handshake_or_the_beginning(li
     assert await code(payload={"authorization": f"bearer {TOKEN}"}) is None
 
 
-async def test_only_pages_of_this_server_and_of_the_origins_that_are_set_open_sockets(live: LiveApi) -> None:
+async def test_only_pages_of_this_server_and_of_cors_origins_open_sockets(live: LiveApi) -> None:
     for origin in (None, ORIGIN, f"http://127.0.0.1:{live.port}"):
         async with live.socket(origin=origin):
             pass
@@ -265,7 +265,7 @@ async def test_sockets_of_a_process_are_limited(settings: Settings, pool: Pool) 
             assert await again.answer() == {"data": {"latestPrices": []}}
 
 
-async def test_a_peer_that_does_not_answer_pings_is_let_go(settings: Settings, pool: Pool) -> None:
+async def test_a_peer_that_does_not_answer_pings_is_disconnected(settings: Settings, pool: Pool) -> None:
     async with serve_live(settings) as api:
         api.server.config.ws_ping_interval = api.server.config.ws_ping_timeout = 0.2
         async with api.socket() as dead, api.socket() as living:
@@ -277,8 +277,8 @@ async def test_a_peer_that_does_not_answer_pings_is_let_go(settings: Settings, p
             assert (await dead.closed())[0] == 1011
 
 
-async def test_a_send_to_a_peer_that_was_let_go_is_no_fault(settings: Settings, pool: Pool) -> None:
-    """An operation may be about to send when the socket is closed under it."""
+async def test_sending_to_a_disconnected_peer_logs_no_fault(settings: Settings, pool: Pool) -> None:
+    """An operation may be about to send when its socket is closed."""
     async with serve_live(settings) as api:
         api.server.config.ws_ping_interval = api.server.config.ws_ping_timeout = 0.2
         async with api.socket() as dead:

@@ -1,4 +1,4 @@
-"""Clients that take their time or too much room, by raw sockets: what is cut off, when, and what is left alone."""
+"""Slow and greedy clients on raw sockets: which connections are closed, when, and which stay open."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
@@ -33,7 +33,7 @@ class Connection:
         await self.writer.drain()
 
     async def send_slowly(self, pieces: Iterable[bytes], seconds: float = 0.05) -> None:
-        """Until it is no longer taken."""
+        """Until the server closes."""
         try:
             for piece in pieces:
                 await self.send(piece)
@@ -60,7 +60,7 @@ class Connection:
         return received
 
     async def is_open(self, seconds: float) -> bool:
-        """For all of this time, whatever comes."""
+        """Whether it stays open for this time."""
         try:
             async with asyncio.timeout(seconds):
                 while await self.reader.read(65536):
@@ -94,7 +94,7 @@ def port(_port: int, pool: Pool) -> int:
 
 @pytest.fixture
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look is still taken once a second."""
+    """Short timeouts; connections are still checked once a second."""
     for name in ("HEADERS_SECONDS", "BODY_SECONDS", "ANSWER_SECONDS"):
         monkeypatch.setattr(connections, name, 0.5)
 
@@ -116,14 +116,14 @@ def test_the_times_are_those_of_the_readme() -> None:
         b"P",
     ],
 )
-async def test_a_request_that_does_not_come_to_its_end_is_cut_off(port: int, hurry: None, begin: bytes) -> None:
+async def test_an_incomplete_request_times_out(port: int, hurry: None, begin: bytes) -> None:
     async with opened(port) as connection:
         await connection.send(begin)
         assert (await connection.rest()).startswith(TIMEOUT)
 
 
 @pytest.mark.parametrize("begin", [HEAD + b"X: ", HEAD + b"Content-Length: 100000\r\n\r\n", b"GET /"])
-async def test_a_request_that_comes_byte_by_byte_is_cut_off(port: int, hurry: None, begin: bytes) -> None:
+async def test_a_request_that_arrives_byte_by_byte_times_out(port: int, hurry: None, begin: bytes) -> None:
     async with opened(port) as connection:
         await connection.send(begin)
         sending = asyncio.create_task(connection.send_slowly([b"a"] * 200))
@@ -133,13 +133,13 @@ async def test_a_request_that_comes_byte_by_byte_is_cut_off(port: int, hurry: No
         await sending
 
 
-async def test_a_connection_on_which_nothing_is_asked_is_closed_without_a_word(port: int, hurry: None) -> None:
+async def test_an_unused_connection_is_closed_without_an_answer(port: int, hurry: None) -> None:
     async with opened(port) as connection:
         assert await connection.rest() == b""
 
 
 @pytest.mark.parametrize("begin", [b"GET /live", b"\r\n"])
-async def test_the_next_request_of_a_connection_has_no_more_time(port: int, hurry: None, begin: bytes) -> None:
+async def test_the_next_request_of_a_connection_has_the_same_timeout(port: int, hurry: None, begin: bytes) -> None:
     async with opened(port) as connection:
         for _ in range(3):
             await connection.send(POST)
@@ -151,7 +151,7 @@ async def test_the_next_request_of_a_connection_has_no_more_time(port: int, hurr
         await sending
 
 
-async def test_who_goes_on_sending_after_the_answer_is_cut_off(port: int, hurry: None) -> None:
+async def test_a_client_that_keeps_sending_after_the_answer_is_disconnected(port: int, hurry: None) -> None:
     async with opened(port) as connection:
         await connection.send(HEAD + b"Content-Length: 100000000\r\n\r\n" + b" " * 1_200_000)
         assert (await connection.answered()).startswith(b"HTTP/1.1 413 ")
@@ -161,8 +161,8 @@ async def test_who_goes_on_sending_after_the_answer_is_cut_off(port: int, hurry:
         await sending
 
 
-async def test_who_does_not_take_its_answers_is_cut_off(port: int, hurry: None) -> None:
-    """Asked for in advance, more than the buffers between client and server hold."""
+async def test_a_client_that_does_not_read_its_answers_is_disconnected(port: int, hurry: None) -> None:
+    """Pipelined requests, whose answers exceed the buffers between client and server."""
     async with opened(port, limit=1024) as connection:
         connection.writer.write(b"GET /schema.graphql HTTP/1.1\r\nHost: a\r\n\r\n" * 5000)
         await asyncio.sleep(3)
@@ -170,7 +170,7 @@ async def test_who_does_not_take_its_answers_is_cut_off(port: int, hurry: None) 
     assert 0 < received.count(b"HTTP/1.1 200 ") < 5000
 
 
-async def test_who_asks_now_and_then_is_left_alone(port: int, hurry: None) -> None:
+async def test_a_client_with_occasional_requests_stays_connected(port: int, hurry: None) -> None:
     async with opened(port) as connection:
         for _ in range(2):
             await connection.send(POST)
@@ -178,7 +178,7 @@ async def test_who_asks_now_and_then_is_left_alone(port: int, hurry: None) -> No
             assert await connection.is_open(2.5)
 
 
-async def test_who_listens_to_an_event_stream_is_left_alone(port: int, hurry: None) -> None:
+async def test_a_reader_of_an_event_stream_stays_connected(port: int, hurry: None) -> None:
     body = b'{"query": "subscription { priceUpdates { price } }"}'
     asked = HEAD + b"Accept: text/event-stream\r\nContent-Length: %d\r\n\r\n" % len(body) + body
     async with opened(port) as connection:
@@ -187,7 +187,7 @@ async def test_who_listens_to_an_event_stream_is_left_alone(port: int, hurry: No
         assert await connection.is_open(2.5)
 
 
-async def test_who_listens_on_a_socket_is_left_alone(settings: Settings, pool: Pool, hurry: None) -> None:
+async def test_a_reader_of_a_socket_stays_connected(settings: Settings, pool: Pool, hurry: None) -> None:
     async with serve_live(settings) as api, api.socket() as socket:
         await socket.subscribe(FOLLOW)
         assert await socket.is_silent(2.5)
@@ -228,7 +228,7 @@ async def test_headers_below_64_kib_are_read(port: int) -> None:
             assert (await connection.answered()).endswith(ANSWER)
 
 
-async def test_trailers_without_end_are_cut_off(port: int) -> None:
+async def test_endless_trailers_are_refused(port: int) -> None:
     async with opened(port) as connection:
         await connection.send(HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n")
         sent = 0
@@ -252,9 +252,7 @@ async def test_the_longest_body_in_pieces_is_read(port: int) -> None:
             assert (await connection.answered()).endswith(ANSWER)
 
 
-async def test_more_connections_than_are_allowed_are_refused_and_taken_again_later(
-    settings: Settings, pool: Pool
-) -> None:
+async def test_connections_over_the_maximum_are_refused_until_others_close(settings: Settings, pool: Pool) -> None:
     port = free_port()
     server = Server(process.create_server(create_app(settings), "127.0.0.1", port, 3).config)
     serving = asyncio.create_task(server.serve())

@@ -1,4 +1,4 @@
-"""How the API ends: told by SIGTERM it first says so, and goes on answering; SIGINT, or a second signal, ends it."""
+"""Shutdown: SIGTERM drains, SIGINT or a second signal ends the process at once."""
 
 import asyncio
 import json
@@ -57,9 +57,7 @@ async def code_of(api: ApiProcess) -> int:
     return await asyncio.to_thread(api.process.wait, 20)
 
 
-async def test_sigterm_is_told_while_everything_is_answered_and_the_second_one_ends_it(
-    settings: Settings, pool: Pool
-) -> None:
+async def test_sigterm_drains_and_a_second_one_ends_the_process(settings: Settings, pool: Pool) -> None:
     async with run_api(settings, DRAIN_SECONDS="600") as api, follower(api) as socket:
         before = await api.http.post("/graphql", json={"query": QUERY})
         assert (before.status_code, before.json(), before.headers.get("connection")) == (200, ANSWER, None)
@@ -68,7 +66,7 @@ async def test_sigterm_is_told_while_everything_is_answered_and_the_second_one_e
         ready = await until_draining(api)
         assert (ready.json(), ready.headers["cache-control"]) == (DRAINING, "no-store")
 
-        # A connection that was kept is answered once more, and ended by the answer; so is each new one.
+        # The next answer on a kept connection closes it, and so does the first one on a new connection.
         for client in (api.http, httpx.AsyncClient(base_url=api.http.base_url, trust_env=False)):
             answer = await client.post("/graphql", json={"query": QUERY})
             assert (answer.status_code, answer.json(), answer.headers.get("connection")) == (200, ANSWER, "close")
@@ -84,7 +82,7 @@ async def test_sigterm_is_told_while_everything_is_answered_and_the_second_one_e
         assert await code_of(api) == CUT_SHORT
 
 
-async def test_after_draining_everything_ends_in_order(settings: Settings, pool: Pool) -> None:
+async def test_after_draining_sockets_and_streams_are_closed(settings: Settings, pool: Pool) -> None:
     async with run_api(settings, DRAIN_SECONDS="1") as api, follower(api) as one, follower(api) as two:
         async with api.http.stream("POST", "/graphql", json=STREAM, headers=EVENT_STREAM) as stream:
             api.process.terminate()
@@ -96,7 +94,7 @@ async def test_after_draining_everything_ends_in_order(settings: Settings, pool:
     assert "ERROR" not in api.final_log
 
 
-async def test_a_request_in_hand_is_answered(settings: Settings, pool: Pool) -> None:
+async def test_a_running_request_is_answered_during_shutdown(settings: Settings, pool: Pool) -> None:
     async with run_api(settings) as api:
         connection = await pool.take(time.monotonic() + 5)
         try:
@@ -118,8 +116,8 @@ async def test_a_request_in_hand_is_answered(settings: Settings, pool: Pool) -> 
         assert await code_of(api) == 0
 
 
-async def test_it_ends_however_soon_after_its_start(settings: Settings, pool: Pool) -> None:
-    """While redis-py connects it can lose a cancellation: what follows fetches went on, and was waited for."""
+async def test_the_app_can_be_closed_right_after_its_start(settings: Settings, pool: Pool) -> None:
+    """redis-py can lose a cancellation while it connects; the job feed ran on, and shutdown waited for it."""
     for number in range(100):
         app = create_app(settings)
         async with asyncio.timeout(20), app.router.lifespan_context(app):
@@ -134,10 +132,10 @@ async def test_ctrl_c_does_not_drain(settings: Settings, pool: Pool) -> None:
     assert "draining" not in api.final_log
 
 
-async def test_an_event_stream_that_nobody_reads_holds_up_no_end(
+async def test_an_unread_event_stream_does_not_delay_shutdown(
     settings: Settings, pool: Pool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its client takes nothing and stays: what is left of the answer would be waited for."""
+    """Its client reads nothing and stays connected, so shutdown would wait for it to read the rest."""
     fields = " ".join(f"t{number}: timestamp" for number in range(40))  # long events, so that few fill the buffers
     body = json.dumps({"query": PRICES % fields, "variables": {"since": at(-1)}}).encode()
     await insert_prices(pool, [price("btc_usd", minute) for minute in range(5000)])

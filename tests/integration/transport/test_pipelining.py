@@ -1,4 +1,4 @@
-"""Requests that are sent behind each other, and a client that does not wait for their answers."""
+"""HTTP pipelining, and a client that does not wait for its answers."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ WAITING = """
 """
 
 
-async def test_who_goes_away_before_the_first_of_several_answers_leaves_no_trace(
+async def test_a_client_that_leaves_before_the_first_pipelined_answer_leaves_no_trace(
     settings: Settings, pool: Pool
 ) -> None:
     body = json.dumps({"query": "{ latestPrices { price } }"}).encode()

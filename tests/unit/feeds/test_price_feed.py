@@ -1,4 +1,4 @@
-"""What the feeds keep, without servers: tests/integration has them with."""
+"""The price feed and the cache of its events, without servers; tests/integration runs them with servers."""
 
 from datetime import timedelta
 from decimal import Decimal
@@ -7,8 +7,10 @@ from typing import Any, cast
 import pytest
 
 from server.feeds.price_feed import PriceFeed
+from server.metrics import Metrics
 from server.protection.admission import Admission
 from server.reads.context import Context
+from server.schema.documents import GraphQLRequest
 from server.schema.root import schema
 from server.subscriptions.operations import MAX_SHARED_CHARACTERS, Streams
 from shared.config.settings import Settings, load_settings
@@ -31,16 +33,16 @@ def stored(batch: int, ticker: str) -> Stored:
     return Stored(Position(batch, timestamp, ticker), price)
 
 
-def test_a_turn_is_never_part_of_an_instant(settings: Settings) -> None:
-    """Whoever is cut off between turns comes back with the timestamp it saw last."""
+def test_a_batch_never_splits_a_timestamp(settings: Settings) -> None:
+    """A client that is disconnected between batches reconnects with the last timestamp that it got."""
     feed = PriceFeed(settings, 1000)
     tickers = [f"index_{number:02}" for number in range(50)]
     feed._log = [stored(batch, ticker) for batch in range(3) for ticker in tickers]
-    assert feed._turn(0) == feed._log[:50]
-    assert feed._turn(40) == feed._log[40:100]
-    assert feed._turn(100) == feed._log[100:]
+    assert feed._batch(0) == feed._log[:50]
+    assert feed._batch(40) == feed._log[40:100]
+    assert feed._batch(100) == feed._log[100:]
     feed._log = [stored(batch, "btc_usd") for batch in range(100)]
-    assert feed._turn(10) == feed._log[10:30]
+    assert feed._batch(10) == feed._log[10:30]
 
 
 class Feed:
@@ -51,19 +53,19 @@ class Feed:
             yield stored(batch, "btc_usd").price
 
 
-class Live:
+class StoredFeeds:
     pool = None
     prices = Feed()
 
 
 async def answers(streams: Streams, settings: Settings, query: str, variables: dict[str, Any] | None) -> list[str]:
-    context = Context(cast(Any, None), cast(Any, None), settings, live=cast(Any, Live()))
+    context = Context(cast(Any, None), cast(Any, None), settings, feeds=cast(Any, StoredFeeds()))
     admission = Admission(Pool(cast(Any, None), 1))
-    return [answer async for answer in streams.answers(context, query, variables, None, admission)]
+    return [answer async for answer in streams.answers(context, GraphQLRequest(query, None, variables), admission)]
 
 
-async def test_what_is_asked_at_length_is_answered_and_not_kept(settings: Settings) -> None:
-    streams = Streams(schema)
+async def test_the_events_of_a_long_request_are_not_cached(settings: Settings) -> None:
+    streams = Streams(schema, Metrics())
     ordinary = await answers(streams, settings, QUERY, None)
     assert ordinary == ['{"data":{"priceUpdates":{"ticker":"btc_usd"}}}'] * 3
     assert len(streams._written) == 3

@@ -1,11 +1,19 @@
-"""What the headers of a request decide: the media type of its answer, and whether its body is read."""
+"""Content negotiation: the media type of an answer, and which bodies are accepted."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from server.http import negotiation
-from server.http.negotiation import EVENT_STREAM, GRAPHQL_RESPONSE, JSON, MAX_LENGTH, REMEMBERED, is_json, response_type
+from server.http.negotiation import (
+    CACHED_VALUES,
+    EVENT_STREAM,
+    GRAPHQL_RESPONSE,
+    JSON,
+    MAX_LENGTH,
+    is_json,
+    response_type,
+)
 
 APOLLO = "application/graphql-response+json,application/json;q=0.9"
 URQL = (
@@ -31,13 +39,13 @@ ACCEPTED = {
     "application/graphql-response+json;q=0.5, */*": JSON,
     "application/json;q=0, */*": GRAPHQL_RESPONSE,
     "application/json;q=0, application/*;q=0.5": GRAPHQL_RESPONSE,
-    # Of one quality: what is named before what is included, then the client's order.
+    # Of equal quality: exact names before wildcards, then the client's order.
     "*/*, application/graphql-response+json": GRAPHQL_RESPONSE,
     "application/*, application/graphql-response+json": GRAPHQL_RESPONSE,
     "application/json, application/graphql-response+json": JSON,
     "application/*": JSON,
     "*/*;q=0.1": JSON,
-    # Written otherwise.
+    # In other spellings.
     "Application/GraphQL-Response+JSON": GRAPHQL_RESPONSE,
     "  application/json ;\tq=1.0 ": JSON,
     'application/json;charset="UTF-8"': JSON,
@@ -45,7 +53,7 @@ ACCEPTED = {
     "application/json;profile=x": JSON,
     "application/json;q=high, application/graphql-response+json": GRAPHQL_RESPONSE,
     ", ,application/json,": JSON,
-    # Nothing that there is.
+    # Types that are not offered.
     "text/html": None,
     "text/*": None,
     "image/png, application/xml": None,
@@ -68,11 +76,11 @@ def test_the_answer_has_the_media_type_that_is_wanted_most(accept: str) -> None:
     assert response_type(accept.encode("latin-1")) == ACCEPTED[accept]
 
 
-def test_who_says_nothing_gets_what_clients_have_always_been_sent() -> None:
+def test_without_an_accept_header_the_answer_is_application_json() -> None:
     assert response_type(None) == JSON
 
 
-def test_a_header_longer_than_any_clients_is_disregarded() -> None:
+def test_a_header_longer_than_any_real_clients_is_ignored() -> None:
     longest = b"text/html" + b" " * (MAX_LENGTH - 9)
     assert response_type(longest) is None
     assert response_type(longest + b" ") == JSON
@@ -81,17 +89,17 @@ def test_a_header_longer_than_any_clients_is_disregarded() -> None:
 
 
 @given(st.binary(max_size=60))
-def test_any_header_is_decided(header: bytes) -> None:
+def test_any_header_gets_a_decision(header: bytes) -> None:
     assert response_type(header) in {None, JSON, GRAPHQL_RESPONSE, EVENT_STREAM}
     assert is_json(header) in {True, False}
 
 
 def test_hostile_headers_do_not_fill_the_memory() -> None:
-    for number in range(10 * REMEMBERED):
+    for number in range(10 * CACHED_VALUES):
         response_type(b"text/x-%d" % number)
         is_json(b"text/x-%d" % number)
     seen = [cached.cache_info() for cached in (negotiation._response_type, negotiation._is_json)]
-    assert [info.currsize for info in seen] == [REMEMBERED, REMEMBERED]
+    assert [info.currsize for info in seen] == [CACHED_VALUES, CACHED_VALUES]
     long = b"text/html;" + b"x" * MAX_LENGTH
     response_type(long)
     is_json(long)
@@ -119,6 +127,6 @@ BODIES = {
 
 
 @pytest.mark.parametrize("content_type", BODIES)
-def test_only_json_in_utf_8_is_read(content_type: str) -> None:
+def test_only_json_in_utf_8_is_accepted_as_a_body(content_type: str) -> None:
     assert is_json(content_type.encode()) == BODIES[content_type]
     assert not is_json(None)

@@ -1,4 +1,4 @@
-"""Tokens and clients: who is let in, how a file of tokens is followed, and who counts as one client."""
+"""Tokens and clients: which tokens are accepted, reloading of the token file, and what counts as one client."""
 
 import hmac
 import logging
@@ -24,8 +24,8 @@ def scope_of(settings: Settings, *headers: tuple[bytes, bytes], client: Any = ("
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Looked at each time."""
-    monkeypatch.setattr(access, "LOOK_SECONDS", 0.0)
+    """A token file that is checked at each request."""
+    monkeypatch.setattr(access, "CHECK_SECONDS", 0.0)
     path = tmp_path / "token"
     path.write_text(f"{OLD}\n")
     return path
@@ -41,16 +41,16 @@ def test_each_of_several_tokens_is_accepted() -> None:
     "authorization",
     [OLD, f"Basic {OLD}", "Bearer", "Bearer ", f"Bearer{OLD}", f"Bearer {OLD} {OLD}", f"Bearer {OLD.upper()}", ""],
 )
-def test_what_is_no_bearer_of_the_token_is_not_accepted(authorization: str) -> None:
+def test_another_scheme_or_another_token_is_not_accepted(authorization: str) -> None:
     assert not Access(settings_for(api_token=OLD)).accepts(authorization)
 
 
 @pytest.mark.parametrize("text", ["\ud800" * 8, "pässword", "\0" * 8, "Bearer " * 1000])
-def test_text_of_any_kind_may_stand_where_a_token_does(text: str) -> None:
+def test_any_text_may_be_sent_as_a_token(text: str) -> None:
     assert not Access(settings_for(api_token=OLD)).accepts(f"Bearer {text}")
 
 
-def test_every_token_is_compared_whichever_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_token_is_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[bytes] = []
 
     def compare(given: bytes, known: bytes) -> bool:
@@ -63,7 +63,7 @@ def test_every_token_is_compared_whichever_fits(monkeypatch: pytest.MonkeyPatch)
     assert [len(known) for known in compared] == [32, 32, 32]
 
 
-def test_a_request_with_one_authorization_is_asked_for_its_token() -> None:
+def test_only_a_single_authorization_header_is_checked() -> None:
     settings = settings_for(api_token=OLD)
     good, bad = (b"authorization", f"Bearer {OLD}".encode()), (b"authorization", b"Bearer \xff\xe9")
     assert is_authenticated(scope_of(settings, (b"accept", b"*/*"), good))
@@ -73,7 +73,7 @@ def test_a_request_with_one_authorization_is_asked_for_its_token() -> None:
     assert not is_authenticated(scope_of(settings_for(), good))
 
 
-def test_a_changed_file_is_followed(file: Path) -> None:
+def test_a_changed_token_file_is_read_again(file: Path) -> None:
     following = Access(settings_for(api_token_file=str(file)))
 
     def accepted() -> set[str]:
@@ -89,7 +89,7 @@ def test_a_changed_file_is_followed(file: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"short\n", b"correct horse\n", b"correct-horse-\xff\n", None])
-def test_a_file_that_cannot_be_used_leaves_the_tokens_in_force(
+def test_an_unusable_token_file_leaves_the_old_tokens_valid(
     file: Path, content: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     following = Access(settings_for(api_token_file=str(file)))

@@ -1,4 +1,4 @@
-"""What clients of the last release rely on stays: its schema is kept beside this file, and compared."""
+"""The schema has no breaking change since the last release, whose schema is a file beside this one."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a document may weigh, and that nothing is validated or run before that is known."""
+"""The limits on documents, which are checked before validation and execution."""
 
 from itertools import accumulate
 
@@ -20,9 +20,9 @@ from server.schema.documents import (
 from server.schema.root import schema
 from shared.errors import QueryTooComplex
 
-TOO_DEEP = "A document may be 15 levels deep, no more."
-TOO_MANY_ALIASES = "A document may have 50 aliases, no more."
-TOO_MANY_TOKENS = "A document may have 2000 tokens, no more."
+TOO_DEEP = "A document may be at most 15 levels deep."
+TOO_MANY_ALIASES = "A document may have at most 50 aliases."
+TOO_MANY_TOKENS = "A document may have at most 2000 tokens."
 
 
 def verdict(query: str) -> str | None:
@@ -47,9 +47,9 @@ def aliased(count: int) -> str:
         ("{a(b: [" + "1 " * (MAX_TOKENS - 9) + "])}", None),
         ("{a(b: [" + "1 " * (MAX_TOKENS - 8) + "])}", TOO_MANY_TOKENS),
         ("{" + "a " * MAX_FIELDS + "}", None),
-        ("{" + "a " * (MAX_FIELDS + 1) + "}", f"A document may have {MAX_FIELDS} fields, no more."),
+        ("{" + "a " * (MAX_FIELDS + 1) + "}", f"A document may have at most {MAX_FIELDS} fields."),
         ("{" + "a" * MAX_NAME_LENGTH + "}", None),
-        ("{" + "a" * (MAX_NAME_LENGTH + 1) + "}", f"A name may have {MAX_NAME_LENGTH} characters, no more."),
+        ("{" + "a" * (MAX_NAME_LENGTH + 1) + "}", f"A name may have at most {MAX_NAME_LENGTH} characters."),
         ("{a(b: [" + "1 " * MAX_TOKENS + "])}", TOO_MANY_TOKENS),
         ("#\n" * MAX_TOKENS + "{a}", TOO_MANY_TOKENS),
         (nested(MAX_DEPTH), None),
@@ -81,11 +81,11 @@ def test_the_limits_are_exact(query: str, message: str | None) -> None:
         ("{...Unknown}", None),
     ],
 )
-def test_a_fragment_weighs_wherever_it_is_spread(query: str, message: str | None) -> None:
+def test_a_fragment_counts_wherever_it_is_spread(query: str, message: str | None) -> None:
     assert verdict(query) == message
 
 
-def test_fragments_that_double_each_other_are_weighed_at_once() -> None:
+def test_fragments_that_double_each_other_are_weighed_quickly() -> None:
     doubling = " ".join(f"fragment F{n} on Query {{...F{n + 1} ...F{n + 1}}}" for n in range(100))
     assert verdict("{...F0} " + doubling + " fragment F100 on Query {a: b}") == TOO_MANY_ALIASES
 
@@ -98,7 +98,7 @@ def test_fragments_that_double_each_other_are_weighed_at_once() -> None:
         "fragment A on Query {...B} fragment B on Query {...C} fragment C on Query {...A} {...C}",
     ],
 )
-async def test_fragments_in_a_circle_are_left_to_validation(query: str, unused_context: Context) -> None:
+async def test_fragment_cycles_are_left_to_validation(query: str, unused_context: Context) -> None:
     assert verdict(query) is None
     result = await schema.execute(query, context_value=unused_context)
     codes = {(error.extensions or {})["code"] for error in result.errors or []}
@@ -106,7 +106,7 @@ async def test_fragments_in_a_circle_are_left_to_validation(query: str, unused_c
 
 
 @pytest.mark.parametrize("query", ["{", "", "}", "{a(}", "#", "query {a", "\x00", "{a} \ud800"])
-def test_what_does_not_parse_is_a_syntax_error(query: str) -> None:
+def test_a_document_that_cannot_be_parsed_is_a_syntax_error(query: str) -> None:
     with pytest.raises(GraphQLSyntaxError):
         load_document(query)
 
@@ -114,14 +114,14 @@ def test_what_does_not_parse_is_a_syntax_error(query: str) -> None:
 @pytest.mark.parametrize(
     ("query", "message"), [(nested(16), TOO_DEEP), (aliased(51), TOO_MANY_ALIASES), ("a " * 3000, TOO_MANY_TOKENS)]
 )
-async def test_a_client_is_told_which_limit(query: str, message: str, unused_context: Context) -> None:
+async def test_the_message_names_the_limit(query: str, message: str, unused_context: Context) -> None:
     result = await schema.execute("{" + query + "}" if message == TOO_MANY_TOKENS else query, None, unused_context)
     assert [(error.message, error.extensions) for error in result.errors or []] == (
         [(message, {"code": "QUERY_TOO_COMPLEX"})]
     )
 
 
-def test_what_is_refused_is_not_kept() -> None:
+def test_a_refused_document_is_not_cached() -> None:
     before = len(_parse)
     refused = [verdict(f"{{a{number} {aliased(MAX_ALIASES + 1)}}}") for number in range(3)]
     assert (refused, len(_parse)) == ([TOO_MANY_ALIASES] * 3, before)

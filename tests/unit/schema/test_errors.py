@@ -1,4 +1,4 @@
-"""What of an error a client sees, and what of it the log keeps."""
+"""Which part of an error the client sees, and which part only the log gets."""
 
 import logging
 from typing import Any
@@ -35,7 +35,9 @@ def test_a_service_error_is_shown_as_it_is(caplog: pytest.LogCaptureFixture) -> 
 
 @pytest.mark.parametrize("cause", [RuntimeError("secret detail"), AssertionError(), KeyError("secret detail")])
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_a_fault_of_ours_is_masked_and_logged(cause: Exception, layers: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_internal_fault_is_masked_and_logged(
+    cause: Exception, layers: int, caplog: pytest.LogCaptureFixture
+) -> None:
     error = GraphQLError(str(cause), path=["tickers", 0], original_error=cause)
     for _ in range(layers - 1):
         error = GraphQLError(error.message, path=["tickers", 0], original_error=error)
@@ -58,7 +60,7 @@ def test_two_faults_have_two_ids() -> None:
     assert len({(error.extensions or {})["errorId"] for error in shown}) == 2
 
 
-def test_a_code_that_is_there_stands() -> None:
+def test_an_existing_code_is_kept() -> None:
     error = GraphQLError("An instant is a string.", extensions={"code": "BAD_USER_INPUT", "hint": 1})
     assert public_error(error).extensions == {"code": "BAD_USER_INPUT", "hint": 1}
 
@@ -103,7 +105,7 @@ async def test_a_document_that_does_not_parse(query: str, unused_context: Contex
         "subscription {x}",
     ],
 )
-async def test_a_document_that_does_not_fit_the_schema(query: str, unused_context: Context) -> None:
+async def test_a_document_that_does_not_match_the_schema(query: str, unused_context: Context) -> None:
     answered = await codes(unused_context, query)
     assert {code for _, code in answered} == {"GRAPHQL_VALIDATION_FAILED"}, answered
 
@@ -165,7 +167,7 @@ async def test_input_is_refused_before_anything_is_asked(
     assert await codes(unused_context, f"{{{selection}}}") == [expected]
 
 
-async def test_of_several_operations_one_has_to_be_named(unused_context: Context) -> None:
+async def test_with_several_operations_the_name_of_one_is_required(unused_context: Context) -> None:
     result = await schema.execute("query A {__typename} query B {tickers {name}}", None, unused_context)
     assert (result.data, len(result.errors or [])) == (None, 1)
 

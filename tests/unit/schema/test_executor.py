@@ -1,4 +1,4 @@
-"""What an operation leaves behind is gone with its answer, without a look for garbage."""
+"""The objects of an operation are freed with its answer, without the garbage collector."""
 
 import gc
 from collections.abc import Iterator
@@ -27,16 +27,18 @@ async def left_behind(document: str) -> int:
 
 
 @pytest.mark.parametrize("document", ["{ __typename }", "{ __schema { types { name fields { name } } } }"])
-async def test_no_executor_is_left(no_collection: None, document: str) -> None:
+async def test_no_executor_stays_in_memory(no_collection: None, document: str) -> None:
     assert await left_behind(document) == 0
 
 
-async def test_graphql_cores_own_would_be(no_collection: None, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_graphql_cores_own_executor_would_stay_in_memory(
+    no_collection: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(schema, "execution_context_class", StrawberryGraphQLCoreExecutionContext)
     assert await left_behind("{ __typename }") == 3, "graphql-core has mended it: server/schema/executor.py can go"
 
 
-def test_the_helpers_that_resolvers_are_given_are_the_executors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolvers_get_the_executors_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
     tracked: list[object] = []
     monkeypatch.setattr(Executor, "track_async_work", lambda _, values: tracked.extend(values))
     executor = Executor.build(schema._schema, parse("{ __typename }"))

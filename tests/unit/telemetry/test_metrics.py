@@ -10,7 +10,9 @@ from graphql import GraphQLError
 from prometheus_client import generate_latest
 from starlette.types import Message
 
-from server.metrics import CountedSockets, Metrics, operation_of
+from server.metrics import CountedSockets, Metrics, operation_label
+from server.schema.documents import GraphQLRequest
+from server.schema.root import schema
 from shared.telemetry.metrics import Timing, create_registry, histogram
 from worker import metrics as worker
 from worker.exchange.errors import DeribitError
@@ -42,17 +44,29 @@ PREFIX = "deribit_collector_"
         ("{ tickers }" + " " * 20_000, None, "refused"),
     ],
 )
-def test_an_operation_is_called_by_what_it_asks_for(query: str, operation_name: str | None, operation: str) -> None:
-    assert operation_of(query, operation_name) == operation
+def test_the_label_of_an_operation_is_its_root_field(query: str, operation_name: str | None, operation: str) -> None:
+    assert operation_label(schema._schema, GraphQLRequest(query, operation_name)) == operation
+
+
+@pytest.mark.parametrize(
+    ("variables", "operation"),
+    [({"all": True}, "several"), ({"all": False}, "tickers"), ({}, "tickers"), ({"all": "what"}, "refused")],
+)
+def test_the_label_follows_skip_and_include(variables: dict[str, Any], operation: str) -> None:
+    query = """query ($all: Boolean = false, $limit: Int!) {
+        tickers { name } ... @include(if: $all) { latestPrices { price } } coverage @skip(if: true) { ratio }
+    }"""
+    assert operation_label(schema._schema, GraphQLRequest(query, None, variables)) == operation
 
 
 @pytest.mark.parametrize("code", ["GRAPHQL_PARSE_FAILED", "QUERY_TOO_COMPLEX"])
-def test_what_was_refused_unread_is_not_read_for_its_name(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.metrics.load_document", lambda _: pytest.fail("it is read"))
-    assert operation_of("{ tickers }", None, [GraphQLError("Refused.", extensions={"code": code})]) == "refused"
+def test_a_document_that_could_not_be_parsed_is_not_parsed_again(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.metrics.load_document", lambda _: pytest.fail("it is parsed"))
+    errors = [GraphQLError("Refused.", extensions={"code": code})]
+    assert operation_label(schema._schema, GraphQLRequest("{ tickers }"), errors) == "refused"
 
 
-def test_what_is_timed_is_told_by_bound() -> None:
+def test_durations_are_counted_by_bucket() -> None:
     one, other = Timing((0.1, 1.0)), Timing((0.1, 1.0))
     for seconds, timing in ((0.05, one), (0.5, one), (0.5, other), (20, other)):
         timing.add_since(time.perf_counter() - seconds)
@@ -64,7 +78,7 @@ def test_what_is_timed_is_told_by_bound() -> None:
 
 
 async def test_registries_are_of_one_app_or_worker_alone() -> None:
-    first, second = Metrics(), Metrics()
+    first, second = Metrics(["tickers"]), Metrics(["tickers"])
     first.answered("tickers", "ok", time.perf_counter())
     told = [generate_latest(create_registry(metrics)).decode() for metrics in (first, second)]
     line = 'requests_total{code="ok",operation="tickers"} %s\n'
