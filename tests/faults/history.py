@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from shared.grid import from_microseconds
 from tests.faults.stack import Stack, slots
-from worker.simulator.app import chart_price
+from worker.simulator.prices import chart_price
 
 CHART_SPACINGS = (6, 60, 3600)
 

@@ -21,10 +21,10 @@ import httpx
 from arq.connections import ArqRedis
 
 from shared.config.settings import load_settings
-from shared.local.servers import Server, start_postgres, start_valkey
 from shared.migrate import migrate
 from shared.queue.client import open_redis
 from shared.queue.worker_registry import select_live_workers
+from tests.embedded import Server, start_postgres, start_valkey
 
 TICKERS = ("btc_usd", "eth_usd")
 ROOT = Path(__file__).parents[2]
@@ -82,7 +82,7 @@ class Stack:
 
     async def start_exchange(self) -> subprocess.Popen[bytes]:
         process = self.start("worker.simulator", "--port", str(self.exchange_port))
-        await self._answers(f"http://127.0.0.1:{self.exchange_port}/api/v2/public/test")
+        await self._answers(f"http://127.0.0.1:{self.exchange_port}/api/v2/public/get_time")
         return process
 
     async def start_api(self, port: int | None = None, **variables: str) -> subprocess.Popen[bytes]:

@@ -24,8 +24,9 @@ from tests.integration.examples import (
 from tests.reads import select_coverage, select_first_timestamps, select_gaps
 from worker.context import Worker
 from worker.jobs.healing import heal_gaps
-from worker.simulator.app import Simulator, chart_price
+from worker.simulator.app import Simulator
 from worker.simulator.faults import Fault
+from worker.simulator.prices import chart_price
 
 HOUR = timedelta(hours=1)
 TICKERS = ("btc_usd", "eth_usd")

@@ -9,7 +9,7 @@ from typing import Any
 from shared.local.servers import free_port
 from tests.integration.local.test_stack import Demo
 from tests.integration.local_processes import needs_linux, wait_until_gone
-from worker.simulator.app import chart_price, spot_price
+from worker.simulator.prices import chart_price, spot_price
 
 FIELDS = "ticker price timestamp observedAt source testnet"
 

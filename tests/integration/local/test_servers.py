@@ -13,15 +13,10 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from shared.local.servers import (
-    EmbeddedError,
-    PortTakenError,
-    Server,
-    free_port,
-    lock_data_folder,
-    start_postgres,
-    start_valkey,
-)
+from shared.local.child import EmbeddedError
+from shared.local.data_folder import lock_data_folder
+from shared.local.servers import PortTakenError
+from tests.embedded import Server, free_port, start_postgres, start_valkey
 from tests.integration.local_processes import ROOT, files_of_all, needs_linux, status_of, wait_until_gone
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes the account of its servers")
@@ -94,7 +89,10 @@ def test_half_written_folder_is_made_again(tmp_path: Path, starting: Callable[[S
 
 @pytest.mark.parametrize(
     ("version", "line"),
-    [("17\n", r"was written by PostgreSQL 17 and this is 18; .* DATA_DIR"), (None, r"no whole PostgreSQL data folder")],
+    [
+        ("17\n", r"was written by PostgreSQL 17 and this is 18; .* DATA_DIR"),
+        (None, r"not a complete PostgreSQL data folder"),
+    ],
 )
 def test_unusable_folder(tmp_path: Path, version: str | None, line: str) -> None:
     data = tmp_path / "postgres" / "data"
@@ -130,7 +128,7 @@ def test_port_lost_in_between_is_chosen_again(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ports = iter([taken.getsockname()[1], free_port()])
-        monkeypatch.setattr("shared.local.servers.free_port", lambda: next(ports))
+        monkeypatch.setattr("tests.embedded.free_port", lambda: next(ports))
         assert starting(start_valkey(tmp_path / "valkey")).port != taken.getsockname()[1]
 
 
@@ -157,7 +155,7 @@ def test_passwords_are_for_the_server_alone(
 STARTER = """
 import sys, time
 from pathlib import Path
-from shared.local.servers import start_postgres, start_valkey
+from tests.embedded import start_postgres, start_valkey
 servers = [start_postgres(Path(sys.argv[1]) / "postgres"), start_valkey(Path(sys.argv[1]) / "valkey")]
 print(*(server.process.pid for server in servers), flush=True)
 time.sleep(60)

@@ -14,15 +14,15 @@ from typing import Any
 import httpx
 import pytest
 
-from shared.local.checks import tell_when_unreachable
+from shared.local.checks import warn_if_unreachable
 from shared.local.servers import free_port
 from tests.integration.local_processes import ROOT, files_of_all, needs_linux, status_of, wait_until_gone
 
 
 async def test_exchange_out_of_reach(capsys: pytest.CaptureFixture[str]) -> None:
-    await tell_when_unreachable(f"http://127.0.0.1:{free_port()}/api/v2")
+    await warn_if_unreachable(f"http://127.0.0.1:{free_port()}/api/v2")
     line = capsys.readouterr().out
-    assert line.startswith("The exchange (127.0.0.1) cannot be reached: ConnectError.")
+    assert line.startswith("The exchange (127.0.0.1) cannot be reached: ConnectError: ")
     assert "make demo" in line
 
 

@@ -14,9 +14,22 @@ from shared.grid import from_microseconds
 from shared.storage.missed_slots import GapReason
 from shared.version import VERSION
 from tests.unit.fast_loop import run_fast
-from tests.unit.replies import CLOCKS, OBSERVED_AT, RESULT, US_IN, US_OUT, WWW, ask, price_reply, refusal, reply
+from tests.unit.replies import (
+    CLOCKS,
+    OBSERVED_AT,
+    RESULT,
+    US_IN,
+    US_OUT,
+    WWW,
+    answering,
+    ask,
+    price_reply,
+    refusal,
+    reply,
+    settings_for,
+)
 from worker.exchange.errors import DeribitError, Retry
-from worker.exchange.http import Observation
+from worker.exchange.http import Observation, create_http, get_index_names
 
 LONG = Context(prec=60)
 JSON_VALUES = st.recursive(
@@ -222,3 +235,18 @@ def test_any_envelope_is_an_observation_or_a_coded_error(members: dict[str, obje
         outcome = f"OBSERVED: {observation.price}"
     assert re.fullmatch(r"[A-Z]\w+: .{0,300}|RPC_-?\d{1,20}: .{0,300}", outcome)
     assert outcome.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("result", "names"),
+    [
+        ('["btc_usd","eth_usd"]', ["btc_usd", "eth_usd"]),
+        ('[{"name":"btc_usd","future_combo_creation_enabled":true},{"name":"eth_usd"}]', ["btc_usd", "eth_usd"]),
+        ('["btc_usd",5,null,{"id":1},{"name":2}]', ["btc_usd"]),
+        ("{}", []),
+        ("null", []),
+    ],
+)
+async def test_index_names_are_read_in_both_shapes(result: str, names: list[str]) -> None:
+    async with create_http(settings_for(), httpx.MockTransport(answering(reply(result)))) as http:
+        assert await get_index_names(http) == names
