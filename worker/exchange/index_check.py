@@ -12,6 +12,8 @@ from worker.exchange.http import get_index_names
 logger = logging.getLogger(__name__)
 
 _MAX_NEAR_NAMES = 3
+_LEAST_SIMILARITY = 0.7
+"`difflib` ratio, from 0 to 1. Its default of 0.6 would find names that have only `_usd` in common."
 _NAMES_SECONDS = 3.0
 "Short, because a job may wait for it: its attempts and this fit in the job's timeout."
 
@@ -39,7 +41,7 @@ async def is_unknown_index(worker: Worker, ticker: str, error: DeribitError) -> 
 def _note_unknown(worker: Worker, ticker: str, names: list[str]) -> None:
     if ticker in worker.unknown_indices:
         return
-    near = difflib.get_close_matches(ticker, names, _MAX_NEAR_NAMES)
+    near = difflib.get_close_matches(ticker, names, _MAX_NEAR_NAMES, _LEAST_SIMILARITY)
     worker.unknown_indices[ticker] = near
     logger.error("%s", describe_unknown_index(ticker, near))
 

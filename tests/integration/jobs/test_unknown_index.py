@@ -16,7 +16,7 @@ from worker.simulator.app import Simulator
 
 TICKERS = ("btc_usd", "bct_usd")
 LINE = "index bct_usd does not exist at the exchange"
-NEAR = "; near ones: bch_usd, btc_usd, bnb_usd"
+NEAR = "; near ones: btc_usd, bch_usd, btc_usdt"
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ async def test_an_unknown_index_is_logged_once_and_its_slots_keep_their_reason(
     assert (missed.ticker, missed.slot, missed.detail) == ("bct_usd", slot, "RPC_-32602: Invalid params invalid index")
 
     await report_worker(worker.redis, worker.name, worker.unknown_indices)
-    assert await select_unknown_indices(worker.redis, TICKERS) == {"bct_usd": ["bch_usd", "btc_usd", "bnb_usd"]}
+    assert await select_unknown_indices(worker.redis, TICKERS) == {"bct_usd": ["btc_usd", "bch_usd", "btc_usdt"]}
 
 
 async def test_an_unknown_index_is_found_by_its_error_if_the_start_could_not_ask(
