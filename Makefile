@@ -78,7 +78,7 @@ format: .venv/installed
 
 # Through a temporary file, so that an error leaves the old schema in place.
 sdl: .venv/installed
-	@$(BIN)/python -c 'from server.schema import schema; print(schema.as_str())' >server/schema/schema.graphql.new \
+	@$(BIN)/python -c 'from server.schema.root import schema; print(schema.as_str())' >server/schema/schema.graphql.new \
 		|| { rm server/schema/schema.graphql.new; exit 1; }
 	@mv server/schema/schema.graphql.new server/schema/schema.graphql
 

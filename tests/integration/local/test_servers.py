@@ -1,4 +1,4 @@
-"""The embedded servers, started as the suite and `make run` start them."""
+"""The embedded servers of the tests and of `make run`."""
 
 import os
 import socket
@@ -35,7 +35,7 @@ def starting() -> Iterator[Callable[[Server], Server]]:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder whose server is stopped: what each start after the first one finds."""
+    """A data folder whose server is stopped, as a second start finds it."""
     folder = tmp_path_factory.mktemp("cluster")
     start_postgres(folder / "postgres").stop()
     return folder / "postgres"
@@ -110,7 +110,7 @@ def test_pid_file_of_a_killed_server(cluster: Path, starting: Callable[[Server],
     server.process.wait()
     pid_file = cluster / "data" / "postmaster.pid"
     lines = pid_file.read_text().split("\n")
-    pid_file.write_text("\n".join([str(os.getppid()), *lines[1:]]))  # the pid belongs to someone else now
+    pid_file.write_text("\n".join([str(os.getppid()), *lines[1:]]))  # now the pid of another program
     starting(start_postgres(cluster))
 
 
@@ -133,8 +133,8 @@ def test_port_lost_in_between_is_chosen_again(
 
 
 def test_second_copy_on_the_same_data(tmp_path: Path) -> None:
-    told = rf"\(pid {os.getpid()}\); stop it, or set DATA_DIR"
-    with lock_data_folder(tmp_path), pytest.raises(EmbeddedError, match=told):
+    message = rf"\(pid {os.getpid()}\); stop it, or set DATA_DIR"
+    with lock_data_folder(tmp_path), pytest.raises(EmbeddedError, match=message):
         lock_data_folder(tmp_path)
     lock_data_folder(tmp_path).close()
 
@@ -165,7 +165,7 @@ time.sleep(60)
 @needs_linux
 @pytest.mark.parametrize("mode", [pytest.param(0o755, id="open"), pytest.param(0o700, id="closed", marks=needs_root)])
 def test_servers_end_with_a_killed_parent(mode: int) -> None:
-    """Closed is a clone below a folder that only root enters: the servers get there without being root."""
+    """`closed`: a clone below a folder that only root may enter; the servers enter it without being root."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(mode)

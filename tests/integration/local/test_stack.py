@@ -1,4 +1,4 @@
-"""`make run` and `make demo` as a user meets them."""
+"""`make run` and `make demo` as a user runs them."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ class Demo:
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "shared.local", mode],
-                cwd=folder,  # where no .env is
+                cwd=folder,  # which has no .env
                 env={**inherited, "PYTHONPATH": str(ROOT), "DATA_DIR": str(folder), "PORT": str(port), **env},
                 stdout=output,
                 stderr=subprocess.STDOUT,
