@@ -1,43 +1,49 @@
-# One command from a fresh machine: `make run` (live exchange) or `make demo` (built-in simulator).
+# `make run` (live exchange) and `make demo` (built-in simulator) need only Python and make; `make help` lists the rest.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
-# The newest suitable interpreter is not needed, only one that is 3.11 or later; set PYTHON to choose.
+# The first interpreter that is 3.11 or later; set PYTHON to choose another.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 BIN := .venv/bin
 
-.PHONY: help run demo prepared pages test faults fuzz bench lint format lock sbom
+.PHONY: help run demo prepared pages test faults fuzz bench lint format sdl lock sbom
 
 help:
 	@echo "make run     collect from the live exchange and serve GraphQL on http://127.0.0.1:8000/graphql"
-	@echo "make demo    the same against the built-in exchange simulator; needs no network"
-	@echo "make pages   build the dashboard and GraphiQL; run and demo do it by themselves"
-	@echo "make test    the whole suite, on the PostgreSQL and Valkey it starts itself"
-	@echo "make faults  the long form of the faults' tests, about ten minutes"
-	@echo "make fuzz    the long form of the bad inputs' tests, some three minutes"
-	@echo "make bench   this project beside its peers, half an hour; with QUICK=1 three minutes and rougher figures"
-	@echo "make lint    ruff and mypy"
+	@echo "make demo    the same with simulated prices; needs no network once the packages are installed"
+	@echo "make pages   build the dashboard and GraphiQL (run and demo build them too)"
+	@echo "make test    the whole test suite; it starts its own PostgreSQL and Valkey"
+	@echo "make faults  the fault tests in full, about ten minutes"
+	@echo "make fuzz    the fuzz tests in full, about three minutes"
+	@echo "make bench   the benchmark beside other servers, half an hour; with QUICK=1 three minutes and rough figures"
+	@echo "make lint    check with ruff and mypy"
+	@echo "make format  format with ruff and apply its fixes"
+	@echo "make sdl     write server/schema/schema.graphql after a change of the schema"
 	@echo "make lock    resolve requirements.lock again (needs uv)"
-	@echo "make sbom    the bill of materials of the image, in sbom/ (needs npm for the pages' part)"
+	@echo "make sbom    write the image's bill of materials to sbom/ (needs npm for the pages)"
+	@echo
+	@echo "The first start installs packages into .venv, so it needs the Python package index; later starts do not."
 
 .venv/installed: requirements.lock
 	@[ -n "$(PYTHON)" ] && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "Python 3.11 or newer is needed; install it, or name it: make $(or $(GOAL),$(MAKECMDGOALS)) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 		{ echo "This Python cannot make virtual environments; install its venv package (Debian: apt-get install python3-venv)" >&2; exit 1; }
-	@echo "Installing the locked packages into .venv (once)"
+	@echo "Installing the locked packages into .venv (once, from the Python package index)"
 	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
+		-r requirements.lock >.venv/install.log 2>&1 || { echo "The packages could not be installed: the first start \
+	needs access to the Python package index (pip's output: $(CURDIR)/.venv/install.log)" >&2; exit 1; }
 	@touch $@
 
-# Made anew when server/web has changed. What is missing for that is said, and keeps nothing from starting.
+# Builds only if server/web has changed. If something is missing, it says so, and everything else starts without the pages.
 pages:
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || exit 0; \
 		exec $(PYTHON) -m shared.local.pages
 
-# One mostly waits for the network while the other does.
+# In parallel, because both mostly wait for the network.
 prepared:
 	@$(MAKE) -s -j 2 GOAL="$(MAKECMDGOALS)" .venv/installed pages
 
@@ -47,7 +53,7 @@ run: prepared
 demo: prepared
 	@exec $(BIN)/python -m shared.local demo
 
-# The faults' tests mostly wait, so four run at a time, after the others have had the machine to themselves.
+# The fault tests mostly wait, so four run at a time. They come last, so that they do not slow down the others.
 test: prepared
 	@$(BIN)/python -m pytest -n 3 --dist loadfile tests/unit tests/integration tests/browser tests/fuzz
 	@$(BIN)/python -m pytest -n 4 tests/faults
@@ -70,11 +76,17 @@ format: .venv/installed
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+# Through a temporary file, so that an error leaves the old schema in place.
+sdl: .venv/installed
+	@$(BIN)/python -c 'from server.schema.root import schema; print(schema.as_str())' >server/schema/schema.graphql.new \
+		|| { rm server/schema/schema.graphql.new; exit 1; }
+	@mv server/schema/schema.graphql.new server/schema/schema.graphql
+
 lock:
 	uv pip compile --quiet --generate-hashes --universal --no-header --all-extras --python-version 3.11 \
 		pyproject.toml --output-file requirements.lock
 
-# What the image's build installs, from the lock files alone, by tools that are gone afterwards; the same every time.
+# What the image installs, from the lock files alone. The tools are temporary, and the output is reproducible.
 sbom:
 	@set -e; made=$$(mktemp -d); trap 'rm -rf "$$made"' EXIT; mkdir -p sbom; \
 	$(PYTHON) -m venv "$$made/tools"; $(PYTHON) -m venv --without-pip "$$made/runtime"; \

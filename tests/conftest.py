@@ -14,10 +14,10 @@ from starlette.applications import Starlette
 
 from server.reads.context import Context
 from shared.config.settings import Settings, load_settings
-from shared.local.servers import start_postgres, start_valkey
 from shared.migrate import migrate
 from shared.queue.client import open_redis
 from shared.storage.database import Pool, create_pool, fetch
+from tests.embedded import start_postgres, start_valkey
 from worker.context import Worker
 from worker.exchange.http import create_http
 from worker.simulator.app import Simulator, create_app

@@ -1,4 +1,4 @@
-"""`python -m worker`: everything a worker runs, and when. `python -m worker --health` asks for this host's workers."""
+"""`python -m worker` starts a worker. `python -m worker --health` checks that one of this host is alive."""
 
 import asyncio
 import contextlib
@@ -18,6 +18,7 @@ from shared.telemetry.logs import configure_logging
 from shared.telemetry.traces import open_traces
 from worker.context import Worker
 from worker.exchange.http import create_http
+from worker.exchange.index_check import check_tickers
 from worker.metrics import serve_metrics
 from worker.runner import report, work
 
@@ -28,7 +29,7 @@ REDIS_SECONDS = 5.0
 
 
 async def run(settings: Settings) -> None:
-    """Work until SIGTERM or SIGINT, then finish what runs. Losing Redis or PostgreSQL ends nothing."""
+    """Work until SIGTERM or SIGINT, then finish the running jobs. Goes on through outages of Redis and PostgreSQL."""
     async with (
         open_traces(settings, "worker"),
         create_pool(settings, name="worker", size=4) as pool,
@@ -39,18 +40,22 @@ async def run(settings: Settings) -> None:
         logger.info("collecting %s every %d s", ", ".join(settings.tickers), settings.fetch_interval_seconds)
         if settings.retention_days is not None:
             logger.info("prices older than %d days are dropped, their candles stay", settings.retention_days)
-        reporting = asyncio.create_task(report(worker))
-        async with serve_metrics(settings, worker.metrics.registry):
-            await work(worker)
-        reporting.cancel()
+        background = [report(worker), check_tickers(worker)]
+        if settings.metrics_port:
+            background.append(serve_metrics(settings, worker.metrics.registry))
+        tasks = [asyncio.create_task(coroutine) for coroutine in background]
+        await work(worker)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         with contextlib.suppress(RedisError, OSError, TimeoutError):
-            async with asyncio.timeout(1):  # without Redis there is nobody to tell
+            async with asyncio.timeout(1):  # without Redis, the registry forgets it soon
                 await forget_worker(redis, worker.name)
     logger.info("stopped")
 
 
 async def is_healthy(settings: Settings) -> bool:
-    """Whether a worker of this host has renewed its health within the last seconds."""
+    """Whether a worker of this host has sent a heartbeat in the last seconds."""
     async with open_redis(settings, retries=0) as redis:
         workers = await within_deadline(select_live_workers(redis))
     return any(name.rpartition(":")[0] == socket.gethostname() for name in workers)

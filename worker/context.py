@@ -1,4 +1,4 @@
-"""What every job of a worker is given, opened once per process."""
+"""What every job of a worker needs, opened once per process."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,8 +19,8 @@ from shared.storage.schedules import insert_schedules
 from worker.exchange.http import CONCURRENCY
 from worker.metrics import Metrics
 
-GIVE_BACK_SECONDS = 18.0
-"Short of the time after which arq would end the job, for good."
+REQUEUE_SECONDS = 18.0
+"Shorter than the job's timeout, after which arq would end the job for good."
 
 
 @dataclass
@@ -30,10 +30,12 @@ class Worker:
     redis: ArqRedis
     http: httpx.AsyncClient
     name: str
-    "Host and process."
+    "`host:pid`."
     requests: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENCY))
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     has_schedule: bool = False
+    unknown_indices: dict[str, list[str]] = field(default_factory=dict)
+    "Tickers that the exchange does not have, each with the names nearest to it; see exchange/index_check.py."
     metrics: Metrics = field(init=False)
 
     def __post_init__(self) -> None:
@@ -41,7 +43,7 @@ class Worker:
 
     @property
     def first_slot(self) -> datetime:
-        """The first slot this worker is in time for."""
+        """The first slot that begins after this worker's start."""
         return slot_of(self.started_at, self.interval) + self.interval
 
     @property
@@ -49,9 +51,9 @@ class Worker:
         return timedelta(seconds=self.settings.fetch_interval_seconds)
 
     async def note_schedule(self) -> None:
-        """Note once what this worker collects, from the first slot it is in time for. Raises `StorageUnavailable`.
+        """Record once what this worker collects, from its first slot on. Raises `StorageUnavailable`.
 
-        Part of the jobs rather than of the start, so that a worker can start without PostgreSQL.
+        The jobs call it, not the start, so that a worker can start without PostgreSQL.
         """
         if not self.has_schedule:
             await insert_schedules(self.pool, self.settings.tickers, self.first_slot, self.interval)
@@ -59,16 +61,16 @@ class Worker:
 
 
 def worker_of(ctx: dict[str, Any]) -> Worker:
-    """arq hands every job a dictionary; ours holds one thing."""
+    """arq gives every job a dictionary; ours holds the worker."""
     worker: Worker = ctx["worker"]
     return worker
 
 
 @asynccontextmanager
-async def given_back_without_redis() -> AsyncIterator[None]:
-    """A job that loses Redis is run again when it is back. To arq any other error, or too long a wait, is its end."""
+async def requeue_without_redis() -> AsyncIterator[None]:
+    """Run a job again when Redis is back. arq would take any other error, or its own timeout, as the job's end."""
     try:
-        async with asyncio.timeout(GIVE_BACK_SECONDS):
+        async with asyncio.timeout(REQUEUE_SECONDS):
             yield
     except (RedisError, OSError) as error:
         raise arq.Retry(defer=1) from error

@@ -1,23 +1,20 @@
-"""What a worker counts, and METRICS_PORT, where Prometheus reads it.
+"""The worker's metrics, and the port METRICS_PORT where Prometheus reads them.
 
-The port is served by a thread: a job that holds the loop is just what should be seen. Whatever goes wrong with it, and
-be it that another process has it, keeps no price from being collected.
+A thread serves the port, so that a job that blocks the event loop can still be seen. A fault of the port, such as
+another process that uses it, never stops the collecting.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
-from functools import wraps
-from typing import Any
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 
 import arq
-from arq.typing import WorkerCoroutine
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, start_http_server
 from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from shared.config.settings import Settings
 from shared.errors import describe
@@ -26,7 +23,7 @@ from shared.storage.database import Pool
 from shared.storage.missed_slots import GapReason, MissedSlot
 from shared.storage.pool_metrics import pool_metrics
 from shared.storage.prices import Price, PriceSource
-from shared.telemetry.metrics import Labels, Timing, build_info, counter, create_registry, histogram
+from shared.telemetry.metrics import PREFIX, build_info, create_registry
 from worker.exchange.errors import DeribitError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +32,7 @@ OK = "ok"
 OUTCOMES = (OK, "failed", "retried", "cancelled")
 STATUSES = ("succeeded", "partial", "failed")
 REASONS = [reason.value for reason in GapReason if reason is not GapReason.NOT_COLLECTED]
-"That a slot was not collected at all is written down by no worker, but seen when it is healed."
+"No worker records a slot that was not collected at all; healing finds it."
 
 METHODS = ("get_index_price", "get_index_chart_data")
 
@@ -44,53 +41,105 @@ EXCHANGE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 JOB_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0)
 
-MOST_CODES = 40
-"The exchange's numbers are its own affair; from one more on they are told as OTHER."
+MAX_CODES = 40
+"The exchange defines the codes, so their number is bounded here: further ones count as OTHER."
 
 RETRY_SECONDS = 2.0
 
+NAMESPACE = PREFIX.rstrip("_")
 
-class Metrics:
-    """One for a worker."""
+disable_created_metrics()  # type: ignore[no-untyped-call] # a second sample per counter that nothing reads
+
+
+class Metrics(Collector):
+    """One per worker. The locks of prometheus-client's counters cost a worker nothing that can be measured."""
 
     def __init__(self, tickers: Sequence[str], pool: Pool) -> None:
         self._pool = pool
-        self._jobs: Counter[Labels] = Counter()
-        self._job_timings: dict[str, Timing] = {}
-        self._fetches: Counter[Labels] = Counter({(status,): 0 for status in STATUSES})
-        self._calls: Counter[Labels] = Counter({(method, OK): 0 for method in METHODS})
-        self._call_timings = {method: Timing(EXCHANGE_BUCKETS) for method in METHODS}
-        self._codes: set[str] = set()
-        every: dict[Labels, int] = {(ticker,): 0 for ticker in tickers}
-        self._stored, self._requested = Counter(every), Counter(every)
-        self._healed, self._unanswered = Counter(every), Counter(every)
-        self._missed: Counter[Labels] = Counter({(ticker, reason): 0 for ticker in tickers for reason in REASONS})
-        self._put_aside = 0
+        self._codes = {OK}
         self.registry = create_registry(self)
+        counter = partial(Counter, namespace=NAMESPACE, registry=self.registry)
+        histogram = partial(Histogram, namespace=NAMESPACE, registry=self.registry)
+        self._jobs = counter(
+            "jobs",
+            "Runs of jobs, by name and outcome: ok, failed, retried (to be run again), cancelled (took too long).",
+            ["name", "outcome"],
+        )
+        self._job_seconds = histogram(
+            "job_duration_seconds", "How long a run of a job took.", ["name"], buckets=JOB_BUCKETS
+        )
+        self._fetches = counter("fetches", "Fetches somebody asked for that have ended, by outcome.", ["outcome"])
+        self._calls = counter(
+            "exchange_requests",
+            "Requests to the exchange, each attempt counted, by method and code: ok, or why there was no price.",
+            ["method", "code"],
+        )
+        self._call_seconds = histogram(
+            "exchange_request_duration_seconds",
+            "From a request to the exchange to what was made of its reply.",
+            ["method"],
+            buckets=EXCHANGE_BUCKETS,
+        )
+        healed = "Slots that the exchange's chart has filled, a new ticker's past included."
+        self._stored = {
+            PriceSource.SCHEDULED: counter("slots_stored", "Slots whose observed price was stored.", ["ticker"]),
+            PriceSource.BACKFILLED: counter("slots_healed", healed, ["ticker"]),
+            PriceSource.REQUESTED: counter(
+                "requested_prices_stored", "Prices stored that somebody asked for.", ["ticker"]
+            ),
+        }
+        self._missed = counter(
+            "slots_missed",
+            "Slots whose price could not be had or not be stored at first, by reason; most are made good later.",
+            ["ticker", "reason"],
+        )
+        self.unanswered = counter(
+            "slots_unanswered",
+            "Missed slots that the exchange's chart has nothing for: they stay missing.",
+            ["ticker"],
+        )
+        self.deferred = counter("prices_deferred", "Prices put aside in Redis, for PostgreSQL did not take them.")
+        self._start_at_zero(tickers)
 
-    def counted(self, job: WorkerCoroutine, name: str) -> WorkerCoroutine:
-        """The job, whose runs are counted under this name."""
-        self._jobs.update({(name, outcome): 0 for outcome in OUTCOMES})
-        timing = self._job_timings.setdefault(name, Timing(JOB_BUCKETS))
+    def _start_at_zero(self, tickers: Sequence[str]) -> None:
+        """Prometheus sees an increase only in a series that it has read before."""
+        for status in STATUSES:
+            self._fetches.labels(status)
+        for method in METHODS:
+            self._calls.labels(method, OK)
+            self._call_seconds.labels(method)
+        for ticker in tickers:
+            for by_ticker in (*self._stored.values(), self.unanswered):
+                by_ticker.labels(ticker)
+            for reason in REASONS:
+                self._missed.labels(ticker, reason)
 
-        @wraps(job)
-        async def run(*arguments: Any, **options: Any) -> Any:
-            began, outcome = time.perf_counter(), "failed"
-            try:
-                result = await job(*arguments, **options)
-                outcome = OK
-                return result
-            except arq.Retry:
-                outcome = "retried"
-                raise
-            except asyncio.CancelledError:
-                outcome = "cancelled"
-                raise
-            finally:
-                self._jobs[name, outcome] += 1
-                timing.add_since(began)
+    def collect(self) -> Iterator[Metric]:
+        """What is read at each scrape instead of being counted."""
+        yield build_info()
+        yield from pool_metrics({"main": self._pool})
 
-        return run
+    def add_job(self, name: str) -> None:
+        self._job_seconds.labels(name)
+        for outcome in OUTCOMES:
+            self._jobs.labels(name, outcome)
+
+    @contextmanager
+    def running(self, name: str) -> Iterator[None]:
+        """Around one run of a job."""
+        began, outcome = time.perf_counter(), "failed"
+        try:
+            yield
+            outcome = OK
+        except arq.Retry:
+            outcome = "retried"
+            raise
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        finally:
+            self._jobs.labels(name, outcome).inc()
+            self._job_seconds.labels(name).observe(time.perf_counter() - began)
 
     @asynccontextmanager
     async def calling(self, method: str) -> AsyncIterator[None]:
@@ -106,120 +155,41 @@ class Metrics:
             code = "TIMEOUT"  # the slot, or what was left of the job's time, is over
             raise
         finally:
-            if code != OK and code not in self._codes:
-                code = code if len(self._codes) < MOST_CODES else "OTHER"
+            if code not in self._codes:
+                code = code if len(self._codes) <= MAX_CODES else "OTHER"
                 self._codes.add(code)
-            self._calls[method, code] += 1
-            self._call_timings[method].add_since(began)
+            self._calls.labels(method, code).inc()
+            self._call_seconds.labels(method).observe(time.perf_counter() - began)
 
     def note(self, prices: Sequence[Price], missed: Sequence[MissedSlot]) -> None:
-        """What is new in the database."""
-        kinds = {
-            PriceSource.SCHEDULED: self._stored,
-            PriceSource.REQUESTED: self._requested,
-            PriceSource.BACKFILLED: self._healed,
-        }
+        """Count what is new in the database."""
         for price in prices:
-            kinds[price.source][price.ticker,] += 1
+            self._stored[price.source].labels(price.ticker).inc()
         for slot in missed:
-            self._missed[slot.ticker, slot.reason.value] += 1
-
-    def unanswered(self, ticker: str, slots: int) -> None:
-        self._unanswered[ticker,] += slots
-
-    def put_aside(self, prices: int) -> None:
-        self._put_aside += prices
+            self._missed.labels(slot.ticker, slot.reason.value).inc()
 
     def fetched(self, stored: Sequence[Price], failures: Sequence[FetchFailure]) -> None:
-        """A fetch that somebody asked for has ended."""
-        self._fetches["succeeded" if not failures else "partial" if stored else "failed",] += 1
-
-    def collect(self) -> Iterator[Metric]:
-        yield build_info()
-        yield counter(
-            "jobs",
-            "Runs of jobs, by name and outcome: ok, failed, retried (to be run again), cancelled (took too long).",
-            ["name", "outcome"],
-            self._jobs,
-        )
-        yield histogram(
-            "job_duration_seconds",
-            "How long a run of a job took.",
-            ["name"],
-            [((name,), [timing]) for name, timing in self._job_timings.copy().items()],
-        )
-        yield counter("fetches", "Fetches somebody asked for that have ended, by outcome.", ["outcome"], self._fetches)
-        yield counter(
-            "exchange_requests",
-            "Requests to the exchange, each attempt counted, by method and code: ok, or why there was no price.",
-            ["method", "code"],
-            self._calls,
-        )
-        yield histogram(
-            "exchange_request_duration_seconds",
-            "From a request to the exchange to what was made of its reply.",
-            ["method"],
-            [((method,), [timing]) for method, timing in self._call_timings.items()],
-        )
-        yield counter("slots_stored", "Slots whose observed price was stored.", ["ticker"], self._stored)
-        yield counter(
-            "slots_healed",
-            "Slots that the exchange's chart has filled, a new ticker's past included.",
-            ["ticker"],
-            self._healed,
-        )
-        yield counter(
-            "slots_missed",
-            "Slots whose price could not be had or not be stored at first, by reason; most are made good later.",
-            ["ticker", "reason"],
-            self._missed,
-        )
-        yield counter(
-            "slots_unanswered",
-            "Missed slots that the exchange's chart has nothing for: they stay missing.",
-            ["ticker"],
-            self._unanswered,
-        )
-        yield counter("requested_prices_stored", "Prices stored that somebody asked for.", ["ticker"], self._requested)
-        yield counter(
-            "prices_deferred",
-            "Prices put aside in Redis, for PostgreSQL did not take them.",
-            [],
-            {(): self._put_aside},
-        )
-        yield from pool_metrics({"main": self._pool})
+        """Count a fetch that a client asked for, when it has ended."""
+        self._fetches.labels("succeeded" if not failures else "partial" if stored else "failed").inc()
 
 
-@asynccontextmanager
-async def serve_metrics(settings: Settings, registry: CollectorRegistry) -> AsyncIterator[None]:
-    """On METRICS_PORT of HOST, where one is set."""
-    if not settings.metrics_port:
-        yield
-        return
-    serving = asyncio.create_task(_serve(settings.host, settings.metrics_port, registry))
-    try:
-        yield
-    finally:
-        serving.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await serving
-
-
-async def _serve(host: str, port: int, registry: CollectorRegistry) -> None:
-    is_told = False
+async def serve_metrics(settings: Settings, registry: CollectorRegistry) -> None:
+    """Serve METRICS_PORT of HOST until cancelled."""
+    host, port = settings.host, settings.metrics_port
+    has_logged = False
     while True:
         try:
-            # In a thread, for it asks the machine for its own name.
+            # In a thread, because it resolves this machine's own name.
             server, _ = await asyncio.to_thread(start_http_server, port, host, registry)
             break
-        except (OSError, UnicodeError) as error:  # the latter of a host's name
-            if not is_told:
+        except (OSError, UnicodeError) as error:  # UnicodeError: of a host name
+            if not has_logged:
                 logger.error("no metrics on HOST=%s METRICS_PORT=%d yet, trying again: %s", host, port, describe(error))
-            is_told = True
+            has_logged = True
             await asyncio.sleep(RETRY_SECONDS)
     logger.info("metrics on http://%s:%d/metrics", host, port)
     try:
         await asyncio.Event().wait()
     finally:
-        await asyncio.to_thread(server.shutdown)
+        server.shutdown()
         server.server_close()

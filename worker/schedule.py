@@ -1,4 +1,4 @@
-"""What a worker runs, and when."""
+"""Every job of a worker and when it runs."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -9,27 +9,28 @@ from arq.typing import WorkerCoroutine
 
 from shared.grid import slot_of
 from worker.context import Worker
+from worker.instrument import instrumented
 from worker.jobs.healing import heal_gaps
 from worker.jobs.retention import drop_old_prices
 from worker.jobs.slots import fetch_slot, retry_slot
 
 JOB_SECONDS = 20
-"arq runs a job again, after its worker died, this long plus 10 s later: within a minute's slot."
+"arq runs the job of a killed worker again this long plus 10 s later: still within a slot of a minute."
 JOB_TRIES = 3
 KEEP_SLOT_SECONDS = 3600
-"A worker that was paused for less finds that its slot has been run."
+"A worker that was paused for less finds the result of its slot, and does not run the slot again."
 HEAL_EVERY = timedelta(minutes=1)
 HEAL_AT = timedelta(seconds=45)
-"Between the slots of a minute, when the attempts at the last one, and the retry at half-slot, are over."
+"Between the slots of a minute, after the attempts at the last slot and its retry at half-slot."
 DROP_AT = timedelta(seconds=15)
-"Between the slots of a minute, too, and not while healing reads."
+"Also between the slots of a minute, and not while healing reads."
 
 
 @dataclass
 class GridCron(CronJob):
     """A cron job that is due at every slot of the grid, or `offset` later.
 
-    arq's own cron misses the first second after a start, and after a sleep it runs every time it slept through.
+    arq's own cron misses the first second after a start, and after a sleep it runs once for every time it missed.
     """
 
     interval: timedelta = timedelta(0)
@@ -60,6 +61,7 @@ def _grid_cron(
     max_tries: int = 1,
     **options: Any,
 ) -> GridCron:
-    counted = worker.metrics.counted(job, job.__qualname__)
-    plain = cron(counted, timeout=JOB_SECONDS, keep_result=KEEP_SLOT_SECONDS, max_tries=max_tries, **options)
+    plain = cron(
+        instrumented(worker, job), timeout=JOB_SECONDS, keep_result=KEEP_SLOT_SECONDS, max_tries=max_tries, **options
+    )
     return GridCron(**vars(plain) | {"interval": interval, "offset": offset, "next_run": first})

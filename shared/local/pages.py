@@ -1,7 +1,7 @@
-"""`python -m shared.local.pages`: builds the pages, `server/static` from `server/web`, when their sources have changed.
+"""`python -m shared.local.pages`: builds `server/static` from `server/web` if the sources have changed.
 
-With the npm that is there if its Node is new enough, else with Node from a wheel, in a folder of its own. Nothing here
-needs more than the standard library: it runs while the locked packages are being installed.
+Uses the installed npm if its Node is new enough, otherwise Node from a wheel in its own folder. Needs only the standard
+library, because it runs while the locked packages are being installed.
 """
 
 import contextlib
@@ -23,13 +23,14 @@ from shared.local.child import end_with_parent, spawn
 
 SERVER = Path(__file__).parents[2] / "server"
 STAMP = ".sources"
-# A network that swallows packets must not keep the API from starting.
-NPM_OPTIONS = ("--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-timeout=20000")
+# Short time-outs, so that a network that drops packets does not keep the API from starting.
+NPM_OPTIONS = ["--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-timeout=20000"]
+NPM_OPTIONS += ["--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
 PIP_OPTIONS = ("--quiet", "--disable-pip-version-check", "--retries=1", "--timeout=20")
 
 
 class BuildError(Exception):
-    """One line: what is missing."""
+    """The message is one line: what failed."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,13 @@ class Node:
 
 
 def build(server: Path) -> str | None:
-    """Make the pages unless they are of these sources already. The answer is why they cannot be made, if so."""
+    """Build the pages unless they are up to date. Returns why they cannot be built, or None."""
     web, static = server / "web", server / "static"
     wanted = _hash(web)
     if _stamp(static) == wanted:
         return None
-    with _alone(web):
-        if _stamp(static) == wanted:  # whoever was before us here has made them
+    with _locked(web):
+        if _stamp(static) == wanted:  # another process has built them meanwhile
             return None
         print("Building the pages (once)", flush=True)
         (web / ".build.log").unlink(missing_ok=True)
@@ -61,7 +62,7 @@ def build(server: Path) -> str | None:
 
 
 def _build(web: Path, static: Path, node: Node, wanted: str) -> None:
-    """Beside the pages that are served, which are replaced once all is there."""
+    """Build beside the pages that are served, and replace them at the end."""
     new, old = static.with_name("static.new"), static.with_name("static.old")
     for left_over in (new, old):
         shutil.rmtree(left_over, ignore_errors=True)
@@ -75,13 +76,14 @@ def _build(web: Path, static: Path, node: Node, wanted: str) -> None:
 
 
 def _install_packages(web: Path, node: Node) -> None:
-    """Without those that only development needs; where they are there too, they stay."""
+    """Install what the build needs, unless it is there. Keeps packages for development if they are installed."""
     done = web / "node_modules" / ".package-lock.json"  # npm writes it last
     installed = _packages(done) if done.exists() else {}
     needed = _packages(web / "package-lock.json")
     if any(installed.get(name, {}).get("integrity") != integrity for name, integrity in _required(needed)):
         done.unlink(missing_ok=True)
-        options = ("--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline", *NPM_OPTIONS)
+        # Its own cache, because the home folder may be read-only.
+        options = (*NPM_OPTIONS, f"--cache={web / '.node' / 'npm-cache'}")
         _run(web, "npm ci", [*node.npm, "ci", *options])
 
 
@@ -91,7 +93,7 @@ def _packages(lock: Path) -> dict[str, dict[str, Any]]:
 
 
 def _required(packages: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """(folder, integrity) of those that every machine needs; the optional ones are other machines' binaries too."""
+    """(folder, integrity) of what every machine needs. Optional packages include binaries for other systems."""
     for name, package in packages.items():
         if name and not package.keys() & {"dev", "optional", "devOptional"}:
             yield name, package["integrity"]
@@ -108,7 +110,7 @@ def _node_of_path(web: Path) -> Node | None:
 
 
 def _is_accepted(version: tuple[int, ...], engines: str) -> bool:
-    """Of npm's ranges the two kinds that Vite uses: `^20.19.0 || >=22.12.0`."""
+    """Understands the two kinds of npm ranges that Vite uses: `^20.19.0 || >=22.12.0`."""
     for wanted in engines.split("||"):
         least = tuple(int(part) for part in re.findall(r"\d+", wanted))
         if version >= least and ("^" not in wanted or version[0] == least[0]):
@@ -130,7 +132,7 @@ def _node_of_wheel(web: Path) -> Node:
 
 
 def _run(web: Path, what: str, command: Sequence[str | Path]) -> None:
-    """With all of our environment, for that is where proxies and package indexes are named."""
+    """Passes on our whole environment, because it may name proxies and package indexes."""
     process = spawn(command, death_signal=signal.SIGKILL, env=os.environ, cwd=web, stdout=subprocess.PIPE)
     output = process.communicate()[0].decode(errors="replace")
     log = web / ".build.log"
@@ -142,7 +144,7 @@ def _run(web: Path, what: str, command: Sequence[str | Path]) -> None:
 
 
 def _hash(web: Path) -> str:
-    """Of everything that the pages are made of."""
+    """A digest of all sources of the pages."""
     files = [*web.iterdir(), *(web / "src").rglob("*")]
     digest = hashlib.sha256()
     for path in sorted(path for path in files if path.is_file() and not path.name.startswith(".")):
@@ -157,8 +159,8 @@ def _stamp(static: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def _alone(web: Path) -> Iterator[None]:
-    """One build at a time, whoever asked for it."""
+def _locked(web: Path) -> Iterator[None]:
+    """One build at a time on this machine."""
     descriptor = os.open(web, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -168,14 +170,14 @@ def _alone(web: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    """Never a failure: without its pages the API works all the same."""
+    """Exits with 0 even if the build fails, because the API works without the pages."""
     if "MAKELEVEL" in os.environ:
         end_with_parent(signal.SIGTERM, os.getppid())
     reason = build(SERVER)
     if reason is not None:
         print(
-            f"The pages cannot be built: {reason}. The API starts without them; they need Node "
-            "20.19, 22.12 or newer with npm, or a way to the Python package index, once",
+            f"The pages cannot be built: {reason}. The API starts without them; to try again: make pages. It needs "
+            "npm's registry, and npm with Node 20.19, 22.12 or newer or else the Python package index",
             file=sys.stderr,
         )
 

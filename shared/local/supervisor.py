@@ -1,4 +1,4 @@
-"""What the supervisor keeps running: one `Child` per process, started again when it ends."""
+"""Child processes that are started again when they end: programs of ours and embedded servers."""
 
 import asyncio
 import contextlib
@@ -10,17 +10,17 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Never
 
-from shared.local.child import spawn
-from shared.local.servers import PORT_ATTEMPTS, START_TIMEOUT, EmbeddedError, PortTakenError, Server, free_port
+from shared.local.child import EmbeddedError, spawn
+from shared.local.servers import PORT_ATTEMPTS, START_TIMEOUT, PortTakenError, Server, free_port
 
 POLL = 0.02
 FIRST_DELAY, LAST_DELAY = 0.5, 30.0
 SETTLED_AFTER = 60.0
-_LONGEST_LINE = 65536
+_MAX_LINE_BYTES = 65536
 
 
 def say(line: str) -> None:
-    with contextlib.suppress(OSError):  # the terminal may be gone; that is no reason to stop collecting
+    with contextlib.suppress(OSError):  # a closed terminal must not stop the collecting
         print(line, flush=True)
 
 
@@ -32,15 +32,15 @@ class Child:
         self.process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> None:
-        """Also a second time. Sets `process` as soon as there is one, so that `stop` finds it."""
+        """Start it, or start it again. Sets `process` at once, so that `stop` finds it."""
         raise NotImplementedError
 
     async def keep_running(self) -> Never:
-        """Start it again, ever later, each time it ends; from the beginning once it has lived for a while."""
+        """Start it again each time it ends, with exponential backoff; `SETTLED_AFTER` seconds of life reset it."""
         delay = FIRST_DELAY
         while True:
             since = time.monotonic()
-            with contextlib.suppress(EmbeddedError):  # told below
+            with contextlib.suppress(EmbeddedError):  # reported below
                 await self.wait()
             if time.monotonic() - since > SETTLED_AFTER:
                 delay = FIRST_DELAY
@@ -81,7 +81,7 @@ class Child:
 
 
 class Program(Child):
-    """`python -m module`, each of its lines behind its name."""
+    """`python -m module`. Its name stands before each line it prints."""
 
     def __init__(self, name: str, module: str, *arguments: str, env: Mapping[str, str]) -> None:
         super().__init__(name)
@@ -90,12 +90,12 @@ class Program(Child):
         self._relay: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        # If we are killed the databases go at once, and waiting for them there would be nothing left to finish.
+        # SIGKILL, because if we are killed, the databases end too and the program could not finish anything.
         self.process = spawn(self._command, death_signal=signal.SIGKILL, env=self._env, stdout=subprocess.PIPE)
         self._relay = asyncio.create_task(self._relay_lines(self.process))
 
     async def finish(self) -> int:
-        """Wait for its end and its last line."""
+        """Wait for its end and its last line. Returns the exit code."""
         await self.wait()
         if self._relay is not None:
             await self._relay
@@ -112,9 +112,9 @@ class Program(Child):
         transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), process.stdout)
         with contextlib.closing(transport):
             rest = b""
-            while chunk := await reader.read(_LONGEST_LINE):
+            while chunk := await reader.read(_MAX_LINE_BYTES):
                 *lines, rest = (rest + chunk).split(b"\n")
-                if len(rest) > _LONGEST_LINE:
+                if len(rest) > _MAX_LINE_BYTES:
                     lines, rest = [*lines, rest], b""
                 for line in lines:
                     self._say(line)
@@ -122,51 +122,44 @@ class Program(Child):
                 self._say(rest)
 
     def _say(self, line: bytes) -> None:
-        say(f"{self.name:<7}| {line.decode(errors='replace').rstrip()}")
+        say(f"{self.name:<9}| {line.decode(errors='replace').rstrip()}")
 
 
 class EmbeddedServer(Child):
-    """Keeps its port when it is started again, so that the others find it by themselves."""
+    """Starts at once, so that several can start at the same time; `until_ready` waits for it.
+
+    It keeps its port when it is started again, so that the programs find it again.
+    """
 
     def __init__(self, name: str, spawn_on: Callable[[int], Server]) -> None:
         super().__init__(name)
         self._spawn_on = spawn_on
-        self._server: Server | None = None
         self._port: int | None = None
+        self._launch()
 
-    @property
-    def url(self) -> str:
-        if self._server is None:
-            raise RuntimeError(f"{self.name} has not been started")
-        return self._server.url
-
-    def launch(self) -> None:
-        """The first half of `start`, so that it comes up while others are started."""
-        self._server = self._spawn_on(free_port() if self._port is None else self._port)
-        self.process, self.stop_signal = self._server.process, self._server.stop_signal
+    def _launch(self) -> None:
+        self.server = self._spawn_on(self._port or free_port())
+        self.process, self.stop_signal = self.server.process, self.server.stop_signal
 
     async def start(self) -> None:
-        self.launch()
+        self._launch()
         await self.until_ready()
 
     async def until_ready(self) -> None:
         attempts = PORT_ATTEMPTS if self._port is None else 1
+        deadline = time.monotonic() + START_TIMEOUT
         while True:
-            attempts -= 1
             try:
-                self._port = await self._port_when_ready()
-                return
-            except PortTakenError:  # someone was faster; choose again unless the others know the port already
+                if self.server.is_ready():
+                    self._port = self.server.port
+                    return
+            except (
+                PortTakenError
+            ):  # another program was faster; choose again, unless the programs know the port already
+                attempts -= 1
                 if not attempts:
                     raise
-            self.launch()
-
-    async def _port_when_ready(self) -> int:
-        if self._server is None:
-            raise RuntimeError(f"{self.name} has not been started")
-        deadline = time.monotonic() + START_TIMEOUT
-        while not self._server.is_ready():
+                self._launch()
             if time.monotonic() > deadline:
-                raise EmbeddedError(f"{self.name} did not answer within {START_TIMEOUT:g} s (log: {self._server.log})")
+                raise EmbeddedError(f"{self.name} did not answer within {START_TIMEOUT:g} s (log: {self.server.log})")
             await asyncio.sleep(POLL)
-        return self._server.port

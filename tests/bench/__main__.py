@@ -21,7 +21,6 @@ import asyncpg
 
 from shared.config.settings import Settings
 from shared.local.child import spawn
-from shared.local.servers import Server, free_port, start_postgres, start_valkey
 from shared.migrate import migrate
 from tests.bench import collecting, figures, growth, report, rounds
 from tests.bench.data import POSTGRES_OPTIONS, fill
@@ -30,6 +29,7 @@ from tests.bench.machine import Cores, busy_seconds, cpu_seconds, on_core, pin, 
 from tests.bench.peers import HERE, PROJECT, ROOT, UNLIKE, Contestant, Running, environment, installed_peers
 from tests.bench.questions import QUESTIONS
 from tests.bench.sockets import SOCKETS, measure_sockets
+from tests.embedded import Server, free_port, start_postgres, start_valkey
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ import httpx
 import redis.asyncio
 
 from shared.config.settings import Settings, load_settings
-from shared.local.servers import Server
 from shared.migrate import migrate
 from shared.storage.database import Pool, create_pool
 from shared.storage.prices import Price, PriceSource, insert_prices
@@ -32,6 +31,7 @@ from tests.bench import collecting, sockets
 from tests.bench.figures import create_database
 from tests.bench.machine import MIB, Cores, cpu_seconds, describe_cpu, share_out
 from tests.bench.servers import started_servers
+from tests.embedded import Server
 
 TICKERS = tuple(f"sim{n}_usd" for n in range(10))
 GRIDS = (60, 1)

@@ -24,7 +24,6 @@ import asyncpg
 
 from shared.config.settings import Settings, load_settings
 from shared.errors import StorageUnavailable
-from shared.local.servers import start_postgres
 from shared.migrate import migrate
 from shared.storage import prices as statements
 from shared.storage.candles import CandleInterval
@@ -36,6 +35,7 @@ from tests import reads
 from tests.bench.figures import create_database
 from tests.bench.machine import MIB, describe_cpu
 from tests.bench.report import as_markdown, as_text
+from tests.embedded import start_postgres
 from tests.reads import select_candles, select_coverage
 
 FULL_ROWS = 100_000_000

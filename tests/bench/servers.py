@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from shared.local.servers import Server, start_postgres, start_valkey
 from tests.bench.data import POSTGRES_OPTIONS
 from tests.bench.machine import Cores, pin
+from tests.embedded import Server, start_postgres, start_valkey
 
 
 @contextmanager

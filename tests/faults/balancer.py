@@ -1,4 +1,4 @@
-"""What stands before several API processes in production, made small: it sends connections to those that are ready."""
+"""A small load balancer: it sends connections to the API processes that are ready."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ CHECK_SECONDS = 0.1
 
 
 class Balancer:
-    """Knows of HTTP only /readyz. It tries nothing twice: what a process does not answer is lost, and is counted."""
+    """Its only HTTP is /readyz. It retries nothing: a request that a process does not answer is lost and counted."""
 
     def __init__(self, ports: Iterable[int]) -> None:
         self.ports = tuple(ports)

@@ -1,4 +1,4 @@
-"""A stack per test, and a closing table: what became of the slots (those not stored are explained), time to recover."""
+"""A stack per test, and a final table: the slots, with the reasons of missing ones, and the time to recover."""
 
 import os
 from collections.abc import AsyncIterator, Callable
@@ -17,11 +17,11 @@ Report = Callable[..., None]
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Report:
-    """Add a row: the fault, the history afterwards, the seconds until the service was whole again; what clients saw."""
+    """Add a row: the fault, the history afterwards, the seconds to recover, and what clients saw."""
 
     def add(fault: str, history: History, seconds: float, clients: str = "") -> None:
         row = (fault, history.expected, history.observed, history.healed, history.missing, round(seconds, 1), clients)
-        request.node.user_properties.append(("fault", row))  # reaches the run's end from any of its processes
+        request.node.user_properties.append(("fault", row))  # xdist passes it to the main process
 
     return add
 

@@ -1,4 +1,4 @@
-"""What must hold of a history, whatever was killed while it was written: computed here, not asked of the code."""
+"""The invariants of a history after any fault, computed here and not by the code under test."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from shared.grid import from_microseconds
 from tests.faults.stack import Stack, slots
-from worker.simulator.app import chart_price
+from worker.simulator.prices import chart_price
 
 CHART_SPACINGS = (6, 60, 3600)
 
@@ -24,7 +24,7 @@ class History:
 
 
 async def check_history(stack: Stack, end: datetime | None = None) -> History:
-    """Hold every stored row against what the exchange gave out, and the API's coverage against a recount."""
+    """Compare every stored row with what the exchange sent, and the API's coverage with a recount."""
     start, end = await stack.since(), end or stack.current_slot()
     interval = timedelta(seconds=stack.interval)
     totals: Counter[str] = Counter()

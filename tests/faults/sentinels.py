@@ -60,7 +60,7 @@ class Node:
             )
 
     def follow(self, master: "Node") -> None:
-        """From the next start on."""
+        """Takes effect at the next start."""
         with (self.folder / "conf").open("a") as conf:
             conf.write(f"replicaof 127.0.0.1 {master.port}\n")
 
@@ -83,7 +83,7 @@ class Node:
             await client.aclose()
 
     async def role(self) -> str:
-        """Answers "away" too."""
+        """`away` if the node does not answer."""
         with contextlib.suppress(RedisError, OSError):
             async with self.client() as client:
                 return str((await client.info("replication"))["role"])
@@ -101,7 +101,7 @@ class Replicated:
         return f"redis+sentinel://:of%20the%2Fservers@{hosts}/{NAME}/0?sentinel_password=of+the%20sentinels"
 
     async def master(self) -> Node:
-        """As most sentinels that answer say."""
+        """The master, by the majority of the sentinels that answer."""
         said = []
         for sentinel in self.sentinels:
             with contextlib.suppress(RedisError, OSError):

@@ -1,4 +1,4 @@
-"""The whole system as real processes, to be killed: PostgreSQL, Valkey, the exchange's stand-in, workers, the API."""
+"""The whole system as real processes that tests kill: PostgreSQL, Valkey, the simulator, workers, the API."""
 
 import asyncio
 import contextlib
@@ -21,10 +21,10 @@ import httpx
 from arq.connections import ArqRedis
 
 from shared.config.settings import load_settings
-from shared.local.servers import Server, start_postgres, start_valkey
 from shared.migrate import migrate
 from shared.queue.client import open_redis
 from shared.queue.worker_registry import select_live_workers
+from tests.embedded import Server, start_postgres, start_valkey
 
 TICKERS = ("btc_usd", "eth_usd")
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ START_SECONDS = 60.0
 
 @dataclass
 class Stack:
-    """One system in a folder of its own. `interval` in seconds; nothing is started before it is asked for."""
+    """One system in its own folder. `interval` in seconds. Each process starts when a test asks for it."""
 
     folder: Path
     interval: int
@@ -45,7 +45,7 @@ class Stack:
     api_port: int = field(default_factory=lambda: quiet_port())
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
-    "What the environment says otherwise than below."
+    "Overrides of the environment below."
     http: httpx.AsyncClient = field(default_factory=lambda: httpx.AsyncClient(timeout=10))
 
     @property
@@ -61,14 +61,14 @@ class Stack:
             "PORT": str(self.api_port),
             "DRAIN_SECONDS": "0",
             "LOG_LEVEL": "info",
-            # One address asks for more fetches here than a person ever would.
+            # One address sends more fetches here than a person would.
             "FETCH_LIMIT_PER_CLIENT": "0",
             "FETCH_LIMIT_OVERALL": "0",
             **self.variables,
         }
 
     def start(self, module: str, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:
-        """Run `python -m module` in the folder, where no `.env` is, its output in a file there."""
+        """Run `python -m module` in the folder, which has no `.env`, with its output in a file there."""
         with (self.folder / f"{module}.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
@@ -82,11 +82,11 @@ class Stack:
 
     async def start_exchange(self) -> subprocess.Popen[bytes]:
         process = self.start("worker.simulator", "--port", str(self.exchange_port))
-        await self._answers(f"http://127.0.0.1:{self.exchange_port}/api/v2/public/test")
+        await self._answers(f"http://127.0.0.1:{self.exchange_port}/api/v2/public/get_time")
         return process
 
     async def start_api(self, port: int | None = None, **variables: str) -> subprocess.Popen[bytes]:
-        """On `api_port`, or on one that is another process's."""
+        """On `api_port`, or on another port for another process."""
         port = port or self.api_port
         process = self.start("server", **{**variables, "PORT": str(port)})
         await self._answers(f"http://127.0.0.1:{port}/livez")
@@ -96,7 +96,7 @@ class Stack:
         return self.start("worker")
 
     async def start_working(self) -> subprocess.Popen[bytes]:
-        """A worker that has said so."""
+        """Start a worker and wait for its first heartbeat."""
         process = self.start_worker()
 
         async def has_reported() -> bool:
@@ -107,7 +107,7 @@ class Stack:
         return process
 
     async def first_fill(self) -> None:
-        """Wait until the past has been filled: thousands of prices, which those who follow would be given too."""
+        """Wait until the past has been filled: thousands of prices, which subscribers would get too."""
         unfilled = "select count(*) from schedules where not first_fill_done"
 
         async def is_filled() -> bool:
@@ -152,7 +152,7 @@ class Stack:
         return reply.json() if reply.content else None
 
     async def given(self, ticker: str) -> list[dict[str, Any]]:
-        """Every price the exchange gave out, oldest first."""
+        """Every price that the exchange sent, oldest first."""
         given: list[dict[str, Any]] = await self.switch("GET", f"given?ticker={ticker}")
         return given
 
@@ -167,7 +167,7 @@ class Stack:
         return int((await self.rows(sql, *arguments))[0][0])
 
     async def wait_for(self, happened: Callable[[], Any], what: str, seconds: float = 60) -> float:
-        """Wait until a coroutine function answers true; answers how long it took."""
+        """Wait until a coroutine function returns true. Returns the seconds it took."""
         started = time.monotonic()
         while time.monotonic() - started < seconds:
             with contextlib.suppress(OSError, asyncpg.PostgresError, httpx.TransportError):
@@ -187,7 +187,7 @@ class Stack:
         await self.wait_for(stored, f"{more} more prices", seconds)
 
     async def heal(self) -> None:
-        """Ask for a healing run, as the schedule does once a minute."""
+        """Enqueue a healing run, as the schedule does once a minute."""
         async with self.redis() as redis:
             await redis.enqueue_job("cron:heal_gaps")
 
@@ -198,7 +198,7 @@ class Stack:
             yield redis
 
     async def wait_until_whole(self, end: datetime, seconds: float = 60) -> float:
-        """Ask for healing until nothing is missing before `end`; answers how long that took."""
+        """Heal until nothing is missing before `end`. Returns the seconds it took."""
 
         async def is_whole() -> bool:
             await self.heal()
@@ -232,7 +232,7 @@ class Stack:
 
 @asynccontextmanager
 async def open_stack(folder: Path, *, interval: int, tickers: tuple[str, ...] = TICKERS) -> AsyncIterator[Stack]:
-    """PostgreSQL, migrated, Valkey and the exchange; everything is ended afterwards, paused processes too."""
+    """A migrated PostgreSQL, Valkey and the simulator. At the end it kills every process, paused ones too."""
     postgres = start_postgres(folder / "postgres", port=quiet_port())
     valkey = start_valkey(folder / "valkey", port=quiet_port())
     stack = Stack(folder, interval, tickers, postgres, valkey)
@@ -257,7 +257,7 @@ async def open_stack(folder: Path, *, interval: int, tickers: tuple[str, ...] = 
 
 
 def quiet_port() -> int:
-    """A free port below those of outgoing connections, which could take it while its server is killed."""
+    """A free port below the ephemeral range, so that no outgoing connection takes it while its server is dead."""
     while True:
         port = random.randrange(10_000, 32_000)
         with socket.socket() as taken, contextlib.suppress(OSError):

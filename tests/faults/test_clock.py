@@ -14,12 +14,12 @@ from tests.faults.stack import TICKERS, Stack, open_stack
 
 STEP_SECONDS = 30
 INTERVAL = 6 if IS_LONG else 1
-"The chart heals a grid of six seconds; on one of a second it can be seen sooner what is not stored."
+"The chart heals a grid of six seconds; a grid of one second shows sooner what is not stored."
 SLOTS_EACH = 3 if IS_LONG else 1
 FAKETIME = os.environ.get("FAKETIME_LIBRARY") or next(
     map(str, Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), ""
 )
-"Of Debian's package libfaketime: what gives a process another clock."
+"From Debian's package libfaketime: it gives a process another clock."
 OUTSIDE = ("REJECTED_VALUE", "CLOCK_OUTSIDE_SLOT: the exchange's clock is outside the slot")
 
 
@@ -30,7 +30,7 @@ async def stepped(tmp_path: Path) -> AsyncIterator[Stack]:
 
 
 async def requested(stack: Stack) -> None:
-    """A fetch on demand belongs to no slot: it is stored under the exchange's own clock, whatever that says."""
+    """A requested fetch belongs to no slot: it is stored under the exchange's own clock."""
     job = (await stack.graphql("mutation { fetchPrices { id } }"))["data"]["fetchPrices"]["id"]
 
     async def is_done() -> bool:
@@ -41,7 +41,7 @@ async def requested(stack: Stack) -> None:
 
 
 @pytest.mark.timeout(300)
-async def test_no_price_comes_under_a_wrong_slot_when_the_exchanges_clock_is_stepped(
+async def test_no_price_is_stored_in_a_wrong_slot_when_the_exchanges_clock_is_stepped(
     stepped: Stack, report: Report
 ) -> None:
     stack = stepped
@@ -71,16 +71,16 @@ async def test_no_price_comes_under_a_wrong_slot_when_the_exchanges_clock_is_ste
         recovered = await stack.wait_until_whole(end)
         healed = await check_history(stack, end)
         assert healed.missing == 0
-        report(name, healed, recovered, f"{refused}, then healed; none under a wrong slot")
+        report(name, healed, recovered, f"{refused}, then healed; none in a wrong slot")
     else:
-        report(name, before, recovered, f"{refused}; none under a wrong slot")
+        report(name, before, recovered, f"{refused}; none in a wrong slot")
     assert worker.poll() is None
 
 
 @pytest.mark.skipif(not IS_LONG, reason="only in the long form: it takes as long as the clock is stepped by")
 @pytest.mark.skipif(not FAKETIME, reason="needs libfaketime, or FAKETIME_LIBRARY to say where that is")
 @pytest.mark.timeout(300)
-async def test_no_price_comes_under_a_wrong_slot_when_the_workers_clock_is_stepped(
+async def test_no_price_is_stored_in_a_wrong_slot_when_the_workers_clock_is_stepped(
     stepped: Stack, report: Report, tmp_path: Path
 ) -> None:
     stack, offset_file = stepped, tmp_path / "offset"
@@ -99,7 +99,7 @@ async def test_no_price_comes_under_a_wrong_slot_when_the_workers_clock_is_stepp
         await asyncio.sleep((SLOTS_EACH + 1) * INTERVAL if offset else 0)
     back = time.monotonic()
     assert f"our clock differs from the exchange's by +{STEP_SECONDS}" in stack.logs()
-    # Jobs that ran ahead of their time are not run again: what they left out is healed.
+    # Jobs that ran too early are not run again; healing fills their slots.
     await asyncio.sleep(STEP_SECONDS)
     await stack.wait_for_prices(2)
     end = stack.current_slot()
@@ -109,6 +109,6 @@ async def test_no_price_comes_under_a_wrong_slot_when_the_workers_clock_is_stepp
     healed = await check_history(stack, end)
     name = f"our clock +{STEP_SECONDS} s, then -{STEP_SECONDS} s"
     missing = f"{before.missing} slots missing {STEP_SECONDS} s later"
-    report(name, healed, recovered, f"{missing}, then healed; none under a wrong slot")
+    report(name, healed, recovered, f"{missing}, then healed; none in a wrong slot")
     assert healed.missing == 0
     assert worker.poll() is None

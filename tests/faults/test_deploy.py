@@ -1,4 +1,4 @@
-"""Two API processes behind a balancer, while clients ask and follow: replaced one by one, and one of them killed."""
+"""Two API processes behind a balancer, with clients and subscribers: replaced one by one, and one of them killed."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from tests.faults.traffic import ABRUPT, open_traffic
 
 ROUNDS = 3 if IS_LONG else 1
 DRAIN = {"DRAIN_SECONDS": "5" if IS_LONG else "2"}
-"Many times what the balancer takes to look, for a machine that is busy."
+"Many times the balancer's check interval, because the machine may be busy."
 
 
 @pytest.mark.timeout(300)
@@ -34,7 +34,7 @@ async def test_a_rolling_deploy_fails_no_request_and_loses_no_price(stack: Stack
                 assert await asyncio.to_thread(apis[port].wait, 30) == 0
                 apis[port] = await stack.start_api(port, **DRAIN)
                 await stack.wait_for(both_are_ready, "the balancer has seen the new process")
-            # The new one first: while none runs nobody fetches.
+            # Start the new worker first, because without a worker no slot is fetched.
             new = await stack.start_working()
             worker.terminate()
             assert await asyncio.to_thread(worker.wait, 30) == 0
@@ -52,7 +52,7 @@ async def test_a_rolling_deploy_fails_no_request_and_loses_no_price(stack: Stack
 
 
 @pytest.mark.timeout(300)
-async def test_one_of_two_apis_killed_takes_nothing_from_the_others_clients(stack: Stack, report: Report) -> None:
+async def test_killing_one_of_two_apis_does_not_affect_the_others_clients(stack: Stack, report: Report) -> None:
     victim, other = ports = (stack.api_port, quiet_port())
     killed, _ = await asyncio.gather(*(stack.start_api(port) for port in ports))
     await stack.start_working()
@@ -69,7 +69,7 @@ async def test_one_of_two_apis_killed_takes_nothing_from_the_others_clients(stac
         await traffic.served_again(2)
         failures = len(traffic.failures)
         await traffic.served_again()
-        assert len(traffic.failures) == failures, "somebody was sent to the killed process later on"
+        assert len(traffic.failures) == failures, "a request was sent to the killed process later"
         assert unaffected
         assert [client.failures for client in unaffected] == [[]] * len(unaffected)
 

@@ -1,4 +1,4 @@
-"""PostgreSQL's disk is full: a small file system of its own, filled up by somebody else's file."""
+"""PostgreSQL's disk is full: a small file system, filled up by another file."""
 
 import asyncio
 import contextlib
@@ -18,9 +18,9 @@ from tests.faults.traffic import LATEST
 
 MEGABYTES = 160
 FULL_SECONDS = 30 if IS_LONG else 3
-"From the first price that was not stored."
+"After the first price that was not stored."
 ALMOST_EMPTY = "alter table prices set (fillfactor = 10)"
-"A new page is needed for every few prices, instead of one a minute."
+"Then every few prices need a new page, instead of one a minute."
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def fill(ballast: Path) -> None:
 async def test_a_full_disk_loses_no_price(
     tmp_path: Path, small_disk: Path, report: Report, *, is_log_full: bool
 ) -> None:
-    """With `is_log_full` there is no room for the write-ahead log either: PostgreSQL panics, and does not come back."""
+    """With `is_log_full` the write-ahead log has no room either: PostgreSQL panics and does not restart."""
     async with open_stack(tmp_path, interval=1) as stack:
         worker, api = stack.start_worker(), await stack.start_api()
         await stack.wait_for_prices(1)
@@ -73,7 +73,7 @@ async def test_a_full_disk_loses_no_price(
             with contextlib.suppress(asyncpg.PostgresError, OSError):
                 for _ in range(10):
                     await stack.rows("select pg_switch_wal(), pg_logical_emit_message(true, 'test', 'x')")
-        await stack.wait_for(is_refused, "a price is put aside", 60)
+        await stack.wait_for(is_refused, "a price is deferred", 60)
         refused = time.monotonic()
         while time.monotonic() - refused < FULL_SECONDS:
             answers[await ask(stack)] += 1
@@ -81,7 +81,7 @@ async def test_a_full_disk_loses_no_price(
         waiting = await deferred()
         has_ended = stack.postgres.process.poll() is not None
         (small_disk / "ballast").unlink()
-        if has_ended:  # whatever keeps the server running starts it again
+        if has_ended:  # as a supervisor would
             await stack.restart_postgres()
 
         async def all_stored() -> bool:
@@ -94,7 +94,7 @@ async def test_a_full_disk_loses_no_price(
         name = f"disk{' and log' * is_log_full} full for {time.monotonic() - refused:.0f} s"
         told = ", ".join(f"{count} {answer}" for answer, count in sorted(answers.items()))
         ended = ", PostgreSQL ended" if has_ended else ""
-        report(name, history, recovered, f"reads: {told}; {waiting} prices put aside{ended}; 0 prices lost")
+        report(name, history, recovered, f"reads: {told}; {waiting} prices deferred{ended}; 0 prices lost")
         assert answers.keys() <= {"ok", "STORAGE_UNAVAILABLE"}
         assert answers["ok"] or is_log_full
         assert waiting

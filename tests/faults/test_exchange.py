@@ -13,7 +13,7 @@ from tests.faults.stack import TICKERS, Stack, open_stack
 
 SECONDS_EACH = 6 if IS_LONG else 3
 
-# kind: the reasons that the history may give.
+# kind: the reasons that the history may have.
 KINDS = {
     "rate_limit_429": {("EXCHANGE_ERROR", "HTTP_429: reply is not a JSON-RPC envelope")},
     "too_many_requests": {("EXCHANGE_ERROR", "RPC_10028: too_many_requests")},
@@ -28,19 +28,19 @@ KINDS = {
     "negative": {("REJECTED_VALUE", "BAD_PRICE: price is not positive")},
 }
 MOST_ATTEMPTS_A_SLOT = 8
-# The attempt that a slot's end cuts off is a time-out, whatever the fault.
+# An attempt that the slot's end interrupts is a time-out.
 CUT_OFF = ("EXCHANGE_ERROR", "TIMEOUT: no answer in time")
 
 
 async def reasons_told(stack: Stack, ticker: str, begun: datetime) -> set[tuple[str, str]]:
-    """Less those of the slot that was running when the fault began, which may have another one."""
+    """Without those of the slot in which the fault began, which may have another reason."""
     gaps = (await stack.coverage(ticker, begun, stack.current_slot()))["gaps"]
     return {(gap["reason"], gap["detail"]) for gap in gaps if datetime.fromisoformat(gap["fromDt"]) > begun}
 
 
 @pytest.mark.timeout(120)
-async def test_a_fault_of_one_ticker_takes_nothing_from_the_others(tmp_path: Path, report: Report) -> None:
-    """Every kind at once, each on a ticker of its own."""
+async def test_a_fault_of_one_ticker_does_not_affect_the_others(tmp_path: Path, report: Report) -> None:
+    """Every kind at once, each on its own ticker."""
     faulty = {f"sim{number}_usd": kind for number, kind in enumerate(KINDS)}
     async with open_stack(tmp_path, interval=1, tickers=(*TICKERS, *faulty)) as stack:
         stack.start_worker()
@@ -68,13 +68,13 @@ async def test_a_fault_of_one_ticker_takes_nothing_from_the_others(tmp_path: Pat
         for kind, expected in KINDS.items():
             assert told[kind] <= expected | {CUT_OFF}
         assert max(requests.values()) <= MOST_ATTEMPTS_A_SLOT * requests["btc_usd"]
-        assert requests["btc_usd"] <= seconds + 5  # a healthy ticker is asked once a slot
+        assert requests["btc_usd"] <= seconds + 5  # a healthy ticker is requested once a slot
         for ticker in TICKERS:
             assert (await stack.coverage(ticker, begun, stack.current_slot()))["gaps"] == []
 
 
 @pytest.mark.timeout(240)
-async def test_a_fault_of_all_tickers_is_told_and_passes(stack: Stack, report: Report) -> None:
+async def test_a_fault_of_all_tickers_is_recorded_and_passes(stack: Stack, report: Report) -> None:
     stack.start_worker()
     await stack.start_api()
     await stack.wait_for_prices(2)
@@ -114,5 +114,5 @@ async def test_exchange_back_after_minutes_is_healed(slow_stack: Stack, report: 
 
     recovered = await stack.wait_until_whole(end)
     history = await check_history(stack, end)
-    report(f"exchange away for {300 if IS_LONG else 13} s", history, recovered)
+    report(f"exchange unavailable for {300 if IS_LONG else 13} s", history, recovered)
     assert history.missing == 0

@@ -1,4 +1,4 @@
-"""The primary killed while prices are collected every second and clients ask, and its standby promoted."""
+"""The primary is killed while prices are collected every second and clients query, and its standby is promoted."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from tests.faults.stack import Stack, quiet_port
 from tests.integration.standby import ask, both, promote, start_standby
 
 AWAY_SECONDS = 5.0 if IS_LONG else 1.0
-"From the kill to the promotion: what it takes to notice is somebody else's to choose."
+"From the kill to the promotion; how fast a failure is detected is the operator's choice."
 
 ROUNDS = 4 if IS_LONG else 1
 LOAD_SECONDS = 10.0 if IS_LONG else 0.5
@@ -29,7 +29,7 @@ PROMISED_SECONDS = 2.0
 
 @dataclass
 class Client:
-    """Asks one API again and again, a question every 20 ms, and keeps what came of it."""
+    """Sends a query to one API every 20 ms and records the outcomes."""
 
     port: int
     answered: int = 0
@@ -52,7 +52,7 @@ class Client:
 
 @pytest.mark.timeout(300)
 async def test_a_standby_is_promoted_under_load(stack: Stack, report: Report) -> None:
-    """One API reads where prices are written, another from standbys. Replication is synchronous: nothing is lost.
+    """One API reads from the primary, another from standbys. Replication is synchronous, so nothing is lost.
 
     In its long form the old primary comes back as a standby, and is promoted in its turn.
     """

@@ -1,4 +1,4 @@
-"""Everything killed in any order: what must hold of the history holds, whatever was lost."""
+"""Processes are killed in random order, and the invariants of the history hold."""
 
 import asyncio
 import os
@@ -47,7 +47,7 @@ async def test_random_kills_leave_a_true_history(stack: Stack, report: Report) -
 
 
 @pytest.mark.timeout(120)
-async def test_a_mutation_that_was_answered_runs_though_the_api_is_killed(stack: Stack) -> None:
+async def test_an_answered_mutation_runs_even_if_the_api_is_killed(stack: Stack) -> None:
     stack.start_worker()
     answered: list[str] = []
 

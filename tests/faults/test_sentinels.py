@@ -24,7 +24,7 @@ from tests.faults.stack import TICKERS, Stack, open_stack
 OTHERS = tuple(f"sim{number}_usd" for number in range(4))
 ROUNDS, MORE = (3, 150) if IS_LONG else (1, 15)
 ASKING = 3
-ASIDE = [MissedSlot("aside_usd", EPOCH + timedelta(seconds=n), GapReason.STORAGE_ERROR, "put aside") for n in range(50)]
+ASIDE = [MissedSlot("aside_usd", EPOCH + timedelta(seconds=n), GapReason.STORAGE_ERROR, "deferred") for n in range(50)]
 FETCH = "mutation ($tickers: [String!]) { fetchPrices(tickers: $tickers) { id } }"
 OUTCOME = (
     "query ($id: ID!) { fetchJob(id: $id) { status prices { ticker price timestamp } failures { code message } } }"
@@ -33,12 +33,12 @@ OUTCOME = (
 
 @dataclass
 class Load:
-    """Fetches of ever different tickers, one after the other in several places at once, and what became of them."""
+    """Concurrent sequences of fetches, each of other tickers, and their outcomes."""
 
     stack: Stack
     accepted: dict[str, float] = field(default_factory=dict)
     refused: list[tuple[float, str, float]] = field(default_factory=list)
-    "When, with which code, after how long."
+    "Time, code, and seconds it took."
     readiness: set[int] = field(default_factory=set)
 
     async def ask(self) -> None:
@@ -106,7 +106,7 @@ async def until_it_follows(stack: Stack, replicated: Replicated, node: Node) -> 
 
 
 async def outcomes(stack: Stack, accepted: dict[str, float]) -> list[dict[str, Any]]:
-    """Of all that were accepted, when each of them has ended."""
+    """The outcomes of all accepted fetches, when each has ended."""
     ended: dict[str, dict[str, Any]] = {}
 
     async def all_ended() -> bool:
@@ -142,7 +142,7 @@ async def test_sentinels_replace_the_master_and_no_accepted_fetch_is_lost(tmp_pa
         open_replicated(tmp_path) as replicated,
         open_stack(tmp_path, interval=1, tickers=TICKERS + OTHERS) as stack,
     ):
-        stack.valkey = replace(stack.valkey, url=replicated.url)  # the stack's own stands idle
+        stack.valkey = replace(stack.valkey, url=replicated.url)  # the stack's own server is idle
         worker = stack.start_worker()
         await stack.start_api()
         await stack.wait_for_prices(1)
@@ -186,7 +186,7 @@ async def killed(load: Load, replicated: Replicated) -> tuple[str, float]:
 
 
 async def paused(load: Load, replicated: Replicated) -> tuple[str, float]:
-    """Paused until it has been replaced. When it goes on it takes itself for the master, for some eight seconds."""
+    """Paused until it is replaced. When it resumes, it acts as the master for about eight seconds."""
     master = await replicated.master()
     await load.until_accepted(MORE)
     master.signal(signal.SIGSTOP)

@@ -15,7 +15,7 @@ FETCH = "mutation { fetchPrices { id status } }"
 async def code_in_time(stack: Stack, query: str) -> str:
     started = time.monotonic()
     answer = await stack.graphql(query)
-    assert time.monotonic() - started < 4  # 2 s are promised; what else the machine does here is not
+    assert time.monotonic() - started < 4  # 2 s are promised; the rest is for a busy machine
     return str(answer["errors"][0]["extensions"]["code"])
 
 
@@ -53,7 +53,7 @@ async def test_valkey_killed_keeps_queued_jobs_and_the_worker(stack: Stack, repo
     assert (await stack.graphql(job))["data"]["fetchJob"]["status"] == "SUCCEEDED"
 
     worker_ids = [process.pid for process in stack.processes if process is worker]
-    # A fetch that no worker has taken yet when the server dies.
+    # A fetch that no worker has taken when the server dies.
     worker.send_signal(19)
     waiting = (await stack.graphql('mutation { fetchPrices(tickers: ["eth_usd"]) { id } }'))["data"]["fetchPrices"][
         "id"
@@ -76,7 +76,7 @@ async def test_valkey_killed_keeps_queued_jobs_and_the_worker(stack: Stack, repo
     assert worker_ids == [worker.pid]
     history = await check_history(stack)
     report(f"Valkey kill -9 for {OUTAGE_SECONDS} s", history, recovered)
-    # At a slot a second the chart cannot heal; what is missing is explained, and nothing but the outage is missing.
+    # The chart cannot heal a grid of one second. Only slots of the outage are missing, each with a reason.
     assert history.missing <= len(TICKERS) * (OUTAGE_SECONDS + 5)
 
 
@@ -103,7 +103,7 @@ async def test_both_killed_recovers_without_help(slow_stack: Stack, report: Repo
     assert history.missing == 0
 
 
-async def test_a_worker_is_stopped_while_valkey_is_away(stack: Stack) -> None:
+async def test_a_worker_can_be_stopped_while_valkey_is_unavailable(stack: Stack) -> None:
     worker = stack.start_worker()
     await stack.wait_for_prices(1)
     stack.kill_valkey()

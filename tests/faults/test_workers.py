@@ -1,4 +1,4 @@
-"""Workers killed, paused and absent. At a slot in six seconds the exchange's chart can heal every one of them."""
+"""Workers killed, paused and absent. The exchange's chart can heal a grid of six seconds."""
 
 import asyncio
 import signal
@@ -45,12 +45,12 @@ async def test_worker_killed_between_fetch_and_insert(slow_stack: Stack, report:
     lock = await asyncpg.connect(stack.postgres.url)
     try:
         async with lock.transaction():
-            await lock.execute("lock table prices in exclusive mode")  # readers pass, the insert waits
+            await lock.execute("lock table prices in exclusive mode")  # reads go on, the insert waits
 
             async def fetched() -> bool:
                 return len(await stack.given("btc_usd")) > given
 
-            await stack.wait_for(fetched, "the exchange gave a price")
+            await stack.wait_for(fetched, "the exchange has sent a price")
             await asyncio.sleep(0.2)
             worker.kill()
             worker.wait()
@@ -102,8 +102,8 @@ async def test_worker_paused_across_three_slots_while_another_runs(stack: Stack,
 
 
 @pytest.mark.timeout(300)
-async def test_one_of_two_workers_killed_with_a_slot_in_hand(tmp_path: Path, report: Report) -> None:
-    """The other one looks half a slot later, and has the slot's price within the slot."""
+async def test_one_of_two_workers_killed_while_it_fetches_a_slot(tmp_path: Path, report: Report) -> None:
+    """The other one retries at half-slot and gets the slot's price within the slot."""
     rounds, interval = (10, 6) if IS_LONG else (1, 3)
     async with open_stack(tmp_path, interval=interval) as stack:
         victim, other = await asyncio.gather(stack.start_working(), stack.start_working())
@@ -113,7 +113,7 @@ async def test_one_of_two_workers_killed_with_a_slot_in_hand(tmp_path: Path, rep
         longest = 0.0
         for _ in range(rounds):
             await stack.wait_for_prices(1)
-            other.send_signal(signal.SIGSTOP)  # so that it is the victim which takes the next slot
+            other.send_signal(signal.SIGSTOP)  # so that the victim takes the next slot
             before = await stack.switch("GET", "requests")
 
             async def is_asked(before: Any = before) -> bool:
@@ -129,7 +129,7 @@ async def test_one_of_two_workers_killed_with_a_slot_in_hand(tmp_path: Path, rep
         if IS_LONG:
             await stack.wait_until_whole(stack.current_slot())
         history = await check_history(stack)
-        report(f"{rounds} x one of two workers kill -9 with a slot in hand", history, longest)
+        report(f"{rounds} x one of two workers kill -9 while it fetches a slot", history, longest)
         assert history.missing == 0, stack.logs()
 
 
@@ -143,7 +143,7 @@ async def test_slots_without_any_worker_are_healed_in_one_run(slow_stack: Stack,
     assert worker.wait(25) == 0
     if IS_LONG:
         await asyncio.sleep(180)
-    else:  # the same hole, made by forgetting what is there
+    else:  # the same hole, made by deleting rows
         await stack.rows("delete from prices where timestamp > now() - interval '3 minutes'")
     stack.start_worker()
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Clients of a service while something happens to it: those that ask, and those that follow prices and come back."""
+"""Clients during a fault: some send queries, others subscribe to prices and reconnect."""
 
 import asyncio
 import json
@@ -27,15 +27,15 @@ ABRUPT = 1006
 
 
 class Client:
-    """Asks one question after the other, on one connection for as long as that lasts. It tries nothing twice."""
+    """Sends one query after the other, on one connection while it lasts. It retries nothing."""
 
     def __init__(self, balancer: Balancer) -> None:
         self._balancer = balancer
         self.answered = 0
         self.failures: list[tuple[float, str]] = []
-        "When each was noticed, and what it was."
+        "Time and kind of each failure."
         self.process: int | None = None
-        "The port of the process that answered last."
+        "The port of the process that sent the last answer."
 
     async def ask(self) -> None:
         url = f"http://127.0.0.1:{self._balancer.port}/graphql"
@@ -59,16 +59,16 @@ class Client:
 
 
 class Follower:
-    """Follows two tickers, and comes back with `since` whenever it is closed."""
+    """Subscribes to two tickers, and reconnects with `since` whenever the socket is closed."""
 
     def __init__(self, balancer: Balancer) -> None:
         self._balancer = balancer
         self.seen: dict[tuple[str, str], str] = {}
         "Prices by ticker and timestamp."
         self.codes: list[int] = []
-        "With which it was closed, each time."
+        "The close code of each connection."
         self.in_vain = 0
-        "Attempts to come back that failed."
+        "Failed attempts to reconnect."
         self._newest: dict[str, str] = {}
 
     @property
@@ -112,13 +112,13 @@ class Traffic:
         self._begin = ""
 
     async def begin(self) -> None:
-        """Wait until everyone has been answered; from here on everyone is to have every price."""
+        """Wait until every client has an answer; from then on each subscriber must get every price."""
 
         async def all_are_served() -> bool:
             return all(client.answered for client in self.clients) and all(f.has_all_tickers for f in self.followers)
 
         await self._stack.wait_for(all_are_served, "everyone is answered")
-        # What they have may be of a first fill that the process was still reading.
+        # Earlier prices may belong to a first fill that the process was still reading.
         self._begin = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
     @property
@@ -130,7 +130,7 @@ class Traffic:
         return Counter(code for follower in self.followers for code in follower.codes)
 
     async def served_again(self, answers: int = 10) -> None:
-        """Wait until each client has had so many more answers."""
+        """Wait until each client has that many more answers."""
         wanted = [client.answered + answers for client in self.clients]
 
         async def are_answered() -> bool:
@@ -139,7 +139,7 @@ class Traffic:
         await self._stack.wait_for(are_answered, "every client is answered again")
 
     async def lost(self) -> int:
-        """How many prices are stored that a follower was not given, over all followers; the newest is waited for."""
+        """The number of stored prices that a subscriber did not get, over all subscribers, after the newest arrived."""
         sql = """
             select ticker, to_char(timestamp at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as timestamp, price
             from prices
@@ -164,7 +164,7 @@ class Traffic:
         seconds = f" within {failures[-1][0] - failures[0][0]:.1f} s {dict(kinds)}" if failures else ""
         return (
             f"{len(failures)} of {answered + len(failures)} requests failed{seconds}; {len(self.followers)} sockets, "
-            f"closed: {closed}, came back in vain: {sum(f.in_vain for f in self.followers)}; {lost} prices lost"
+            f"closed: {closed}, failed reconnects: {sum(f.in_vain for f in self.followers)}; {lost} prices lost"
         )
 
 

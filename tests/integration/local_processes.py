@@ -1,4 +1,4 @@
-"""What `/proc` says of the processes that a test started."""
+"""The processes that a test started, as `/proc` shows them."""
 
 import sys
 import time

@@ -19,7 +19,6 @@ from arq.connections import ArqRedis
 
 from server.app import create_app
 from shared.config.settings import Settings, load_settings
-from shared.local.servers import start_postgres, start_valkey
 from shared.migrate import migrate, read_migrations
 from shared.queue.client import open_redis
 from shared.queue.deferred import defer, store_oldest_deferred
@@ -29,6 +28,7 @@ from shared.storage.database import Pool, create_pool
 from shared.storage.missed_slots import GapReason, MissedSlot, insert_missed_slots, insert_unanswered
 from shared.storage.prices import Price, PriceSource, insert_prices, select_latest_prices, select_observed_tickers
 from shared.storage.schedules import finish_first_fill, insert_schedules, select_first_fills
+from tests.embedded import start_postgres, start_valkey
 from tests.reads import (
     select_candles,
     select_coverage,

@@ -10,7 +10,8 @@ from pathlib import Path
 import asyncpg
 
 from shared.local.data_folder import log_text, own_folder, spawn_server
-from shared.local.servers import Server, _let_run, _package, free_port, spawn_postgres
+from shared.local.servers import _let_run, _package, spawn_postgres
+from tests.embedded import Server, free_port
 
 START_SECONDS = 30.0
 
@@ -30,7 +31,7 @@ async def start_standby(
         while process.poll() is None:
             await asyncio.sleep(0.02)
     assert process.returncode == 0, log_text(log)
-    standby = spawn_postgres(directory, port or free_port(), options)
+    standby = Server(**vars(spawn_postgres(directory, port or free_port(), options)))
     try:
         async with asyncio.timeout(START_SECONDS):
             while not await is_followed(primary, standby):

@@ -200,7 +200,17 @@ async def test_readiness_tells_of_every_dependency(api: Api, worker: Worker) -> 
             "reason": "btc_usd: nothing collected yet; eth_usd: nothing collected yet",
         },
     }
-    await report_worker(worker.redis, worker.name)
+    await report_worker(worker.redis, worker.name, {"eth_usd": ["eth_usdc", "eth_usdt"], "of_another_api": []})
+    unknown = await api.send("GET", "/readyz")
+    assert (unknown.status_code, unknown.json()["dependencies"]["worker"]) == (
+        200,
+        {
+            "status": "warning",
+            "reason": "index eth_usd does not exist at the exchange; near ones: eth_usdc, eth_usdt",
+        },
+    )
+    await worker.redis.flushdb()
+    await report_worker(worker.redis, worker.name, {})
     now = slot_of(datetime.now(UTC), MINUTE)
     await insert_prices(worker.pool, [example_price(now, ticker=ticker) for ticker in ("btc_usd", "eth_usd")])
     assert set(states(await api.send("GET", "/readyz")).values()) == {"ok"}

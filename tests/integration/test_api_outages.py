@@ -14,9 +14,9 @@ import asyncpg
 import pytest
 
 from shared.config.settings import Settings
-from shared.local.servers import Server, free_port, start_postgres, start_valkey
 from shared.migrate import migrate, read_migrations
 from shared.storage.database import Pool
+from tests.embedded import Server, free_port, start_postgres, start_valkey
 from tests.integration.conftest import Api, serve
 
 LIMIT_SECONDS = 4.0

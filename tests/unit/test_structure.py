@@ -91,6 +91,7 @@ FLOORS = {
         ("schedule",),
         ("jobs",),
         ("exchange/retries",),
+        ("exchange/index_check", "instrument"),
         ("context",),
         ("exchange", "simulator"),
         ("metrics",),

@@ -1,4 +1,4 @@
-"""The exchange: how it is asked, how its replies are read, what its errors mean, when a request is retried.
+"""Requests to the exchange: how they are sent, read and retried, and what the errors mean.
 
 Read `http.py` first.
 """

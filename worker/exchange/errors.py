@@ -1,4 +1,4 @@
-"""What can go wrong with the exchange, and whether asking again can help."""
+"""The errors of requests to the exchange, and whether a retry can help."""
 
 from collections.abc import Mapping
 from enum import Enum
@@ -11,9 +11,9 @@ from shared.storage.missed_slots import GapReason
 
 class Retry(Enum):
     NEVER = "never"
-    "Asking again cannot succeed."
+    "A retry cannot succeed."
     LATER = "later"
-    "Not within seconds, but once more later in the slot."
+    "Not within seconds, but at half-slot."
     BACKOFF = "backoff"
     "After a pause of seconds."
 
@@ -21,7 +21,7 @@ class Retry(Enum):
 class DeribitError(Exception):
     """`code` names the fault (`RPC_10028`, `HTTP_502`, `TIMEOUT`, …), `detail` is the same for every fault of its kind.
 
-    The same text for the same fault lets a history show an outage of an hour as one gap.
+    Equal details let the history show an outage of an hour as one gap.
     """
 
     def __init__(
@@ -38,6 +38,11 @@ class DeribitError(Exception):
         self.retry = retry
         self.reason = reason
 
+    @property
+    def is_invalid_index(self) -> bool:
+        """Whether the exchange does not have the index that was asked for."""
+        return self.code == "RPC_-32602" and "invalid index" in self.detail
+
 
 # Documented codes after which the same request can succeed within seconds.
 _PASSING = {
@@ -51,14 +56,13 @@ _PASSING = {
     13503,  # unavailable
     13888,  # timed_out
 }
-# 10029 is not among them, on purpose: it is not_owner_of_order, no rate limit.
+# 10029 is left out on purpose: it is not_owner_of_order, not a rate limit.
 
 _LASTING = {
     11051,  # system_maintenance
     11056,  # unauthenticated_public_requests_temporarily_disabled
 }
 
-_TOO_MANY_REQUESTS = 429
 _LARGEST_CODE = 99_999
 
 
@@ -75,16 +79,11 @@ def rpc_error(error: object) -> DeribitError:
 
 
 def status_error(response: httpx.Response) -> DeribitError:
-    """A reply that is no JSON envelope: only its status is left to go by."""
+    """The error of a reply without a JSON envelope, by its status."""
     status = response.status_code
-    if status == httpx.codes.OK:
-        return DeribitError("BAD_REPLY", "reply is not a JSON-RPC envelope", retry=Retry.BACKOFF)
-    is_passing = status == _TOO_MANY_REQUESTS or status >= httpx.codes.INTERNAL_SERVER_ERROR
-    return DeribitError(
-        f"HTTP_{status}",
-        "reply is not a JSON-RPC envelope",
-        retry=Retry.BACKOFF if is_passing else Retry.NEVER,
-    )
+    code = "BAD_REPLY" if status == httpx.codes.OK else f"HTTP_{status}"
+    can_pass = status in (httpx.codes.OK, httpx.codes.TOO_MANY_REQUESTS) or status >= 500
+    return DeribitError(code, "reply is not a JSON-RPC envelope", retry=Retry.BACKOFF if can_pass else Retry.NEVER)
 
 
 def _reason(data: Any) -> Any:
@@ -92,5 +91,5 @@ def _reason(data: Any) -> Any:
 
 
 def _text(value: object) -> str:
-    """Text from outside, fit for one line of a log and a cell of a table."""
+    """Foreign text, made printable and short enough for a line of a log or a cell of a table."""
     return "".join(c for c in value if c.isprintable())[:100].strip() if isinstance(value, str) else ""

@@ -1,7 +1,7 @@
-"""The exchange's public API: one index price, or the chart of an index, as exact decimals with the exchange's clock.
+"""The exchange's public API over HTTP: prices, charts and names of indices. Prices are exact decimals.
 
-Body before status: an RPC error comes with HTTP 400 (or 503), and its code says what the status cannot. Source of the
-shapes and codes: Deribit's API 2.1.1 and replies recorded from it.
+The body decides before the status, because an RPC error comes with HTTP 400 or 503 and its code says more. Source of
+the shapes and codes: Deribit's API 2.1.1 and recorded replies.
 """
 
 import asyncio
@@ -29,21 +29,21 @@ logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 2.0
 ATTEMPT_SECONDS = 5.0
-"A warm request takes 0.15 s; the exchange's own advice of 30 s would not leave a second attempt inside a minute."
+"A warm request takes 0.15 s. The 30 s that the exchange advises would leave no second attempt within a minute."
 
 CONCURRENCY = 16
-"The exchange refuses the 33rd connection of an address; half of that leaves room for a second worker."
+"The exchange refuses the 33rd connection from an address; half of 32 leaves room for a second worker."
 
-# Anything beyond these magnitudes is no price of anything; PostgreSQL would store it, a chart could not show it.
+# No price is beyond these magnitudes. PostgreSQL would store it, but a chart could not show it.
 _SMALLEST_EXPONENT, _LARGEST_EXPONENT = -18, 18
-_MOST_DIGITS = 60
+_MAX_DIGITS = 60
 
 _MAX_BODY_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """`observed_at` is the exchange's clock (`usOut`, µs), or ours where the envelope has none."""
+    """`observed_at` is the exchange's clock (`usOut`, µs), or ours if the envelope has none."""
 
     ticker: str
     price: Decimal
@@ -60,7 +60,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class ChartPoint:
-    """`price` is the average over one spacing of the chart, `timestamp` as the chart gives it (ms)."""
+    """`price` is the average over one spacing of the chart; `timestamp` is the chart's own (ms)."""
 
     timestamp: datetime
     price: Decimal
@@ -68,7 +68,7 @@ class ChartPoint:
 
 
 def create_http(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
-    """The one client of a process. Its base URL may change once: see `_follow`."""
+    """The one client of a process. Its base URL may change once; see `_follow`."""
     return httpx.AsyncClient(
         base_url=settings.deribit_base_url,
         transport=transport,
@@ -87,12 +87,12 @@ async def get_index_price(http: httpx.AsyncClient, ticker: str) -> Observation:
     result = envelope["result"]
     if not isinstance(result, dict) or "index_price" not in result:
         raise DeribitError("BAD_REPLY", "result without index_price", retry=Retry.BACKOFF)
-    # Never estimated_delivery_price: before an expiry it is a running average, not the index.
+    # Never estimated_delivery_price, because before an expiry it is a running average.
     return Observation(ticker, _price(result["index_price"]), observed_at, _is_testnet(http, envelope))
 
 
 async def get_index_chart(http: httpx.AsyncClient, ticker: str, chart_range: str) -> list[ChartPoint]:
-    """The chart, oldest point first, without the newest one: that is still changing. Raises `DeribitError`."""
+    """The chart, oldest point first, without the newest one, which still changes. Raises `DeribitError`."""
     with span("get_index_chart_data", "client", server__address=http.base_url.host):
         envelope = await _call(http, "public/get_index_chart_data", {"index_name": ticker, "range": chart_range})
     testnet = _is_testnet(http, envelope)
@@ -101,13 +101,21 @@ async def get_index_chart(http: httpx.AsyncClient, ticker: str, chart_range: str
         raise DeribitError("BAD_REPLY", "chart is not a list", retry=Retry.BACKOFF)
     points = []
     for entry in result:
-        # One bad point must not keep the others from healing anything.
+        # One bad point must not make the others useless.
         with contextlib.suppress(DeribitError):
             points.append(_point(entry, testnet))
     if result and not points:
         raise DeribitError("BAD_REPLY", "chart without a valid point", retry=Retry.BACKOFF)
     points.sort(key=lambda point: point.timestamp)
     return points[:-1]
+
+
+async def get_index_names(http: httpx.AsyncClient) -> list[str]:
+    """Every index of the exchange. The documentation has objects, recorded replies strings. Raises `DeribitError`."""
+    result = (await _call(http, "public/get_index_price_names", {}))["result"]
+    entries = result if isinstance(result, list) else []
+    names = [entry.get("name") if isinstance(entry, dict) else entry for entry in entries]
+    return [name for name in names if isinstance(name, str)]
 
 
 def _point(entry: object, testnet: bool) -> ChartPoint:
@@ -118,7 +126,7 @@ def _point(entry: object, testnet: bool) -> ChartPoint:
 
 
 async def _call(http: httpx.AsyncClient, method: str, parameters: Mapping[str, str]) -> dict[str, Any]:
-    """GET one method, answer its envelope; it holds a `result`. Raises `DeribitError`."""
+    """GET one method and return its envelope, which has a `result`. Raises `DeribitError`."""
     for is_last in (False, True):
         opened: list[str] = []
 
@@ -135,7 +143,7 @@ async def _call(http: httpx.AsyncClient, method: str, parameters: Mapping[str, s
         except (TimeoutError, httpx.TimeoutException) as error:
             raise DeribitError("TIMEOUT", "no answer in time", retry=Retry.BACKOFF) from error
         except httpx.RemoteProtocolError as error:
-            # A kept connection that its peer had closed meanwhile is no fault: the request was not read, repeat it now.
+            # The exchange had closed a kept-alive connection and did not read the request: repeat it at once.
             if is_last or opened:
                 raise DeribitError(
                     "DISCONNECTED", "connection closed without an answer", retry=Retry.BACKOFF
@@ -146,9 +154,9 @@ async def _call(http: httpx.AsyncClient, method: str, parameters: Mapping[str, s
 
 
 async def _follow(http: httpx.AsyncClient, response: httpx.Response) -> httpx.Response:
-    """Follow the one redirect the exchange is known for, deribit.com to its www form, and stay there.
+    """Follow the one known redirect, from deribit.com to www.deribit.com, and stay there.
 
-    Any other could lead a collector to somebody else's prices.
+    Any other redirect could lead to foreign prices.
     """
     asked, location = response.request.url, response.next_request.url if response.next_request else None
     if (
@@ -169,7 +177,7 @@ def _envelope(response: httpx.Response) -> dict[str, Any]:
     try:
         if len(response.content) > _MAX_BODY_BYTES:
             raise ValueError("too large")
-        # Decimal from the text: a float would lose digits. NaN and infinity become decimals that _price refuses.
+        # Decimals from the text, because a float loses digits. `_price` refuses NaN and infinity.
         body = json.loads(response.content, parse_float=Decimal, parse_constant=Decimal)
     except (ValueError, ArithmeticError, RecursionError):
         raise status_error(response) from None
@@ -179,26 +187,28 @@ def _envelope(response: httpx.Response) -> dict[str, Any]:
         raise rpc_error(body["error"])
     if response.status_code != httpx.codes.OK or "result" not in body:
         raise status_error(response)
-    if body.get("id") is not None:  # a GET sends none, so this answers somebody else's question
+    if body.get("id") is not None:  # a GET sends none, so this is the answer to another request
         raise DeribitError("WRONG_ID", "reply carries an id that was not sent", retry=Retry.BACKOFF)
     return body
 
 
 def _price(value: object) -> Decimal:
-    """Refuse what is no price: `REJECTED_VALUE` in the history."""
+    """A positive finite decimal. Anything else raises `DeribitError` and is REJECTED_VALUE in the history."""
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
-        raise DeribitError("BAD_PRICE", "price is not a number", retry=Retry.LATER, reason=GapReason.REJECTED_VALUE)
+        raise _rejected("BAD_PRICE", "price is not a number")
     price = Decimal(value)
     if not price.is_finite():
-        raise DeribitError("BAD_PRICE", "price is not finite", retry=Retry.LATER, reason=GapReason.REJECTED_VALUE)
+        raise _rejected("BAD_PRICE", "price is not finite")
     if price <= 0:
-        raise DeribitError("BAD_PRICE", "price is not positive", retry=Retry.LATER, reason=GapReason.REJECTED_VALUE)
+        raise _rejected("BAD_PRICE", "price is not positive")
     exponent, digits = price.adjusted(), len(price.as_tuple().digits)
-    if not _SMALLEST_EXPONENT <= exponent <= _LARGEST_EXPONENT or digits > _MOST_DIGITS:
-        raise DeribitError(
-            "BAD_PRICE", "price is out of any plausible range", retry=Retry.LATER, reason=GapReason.REJECTED_VALUE
-        )
+    if not _SMALLEST_EXPONENT <= exponent <= _LARGEST_EXPONENT or digits > _MAX_DIGITS:
+        raise _rejected("BAD_PRICE", "price is out of any plausible range")
     return price
+
+
+def _rejected(code: str, detail: str) -> DeribitError:
+    return DeribitError(code, detail, retry=Retry.LATER, reason=GapReason.REJECTED_VALUE)
 
 
 def _clock(envelope: Mapping[str, Any]) -> datetime:
@@ -215,9 +225,7 @@ def _instant(microseconds: int) -> datetime:
     try:
         return from_microseconds(microseconds)
     except OverflowError:
-        raise DeribitError(
-            "BAD_REPLY", "clock out of range", retry=Retry.LATER, reason=GapReason.REJECTED_VALUE
-        ) from None
+        raise _rejected("BAD_REPLY", "clock out of range") from None
 
 
 def _is_testnet(http: httpx.AsyncClient, envelope: Mapping[str, Any]) -> bool:

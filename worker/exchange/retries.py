@@ -1,4 +1,4 @@
-"""Every ticker is asked for at once, and each one again, with longer and longer pauses, while its time lasts."""
+"""Requests all tickers at once, and retries each with exponential backoff and jitter within a budget of seconds."""
 
 import asyncio
 import logging
@@ -11,13 +11,14 @@ from structlog.contextvars import bind_contextvars
 from worker.context import Worker
 from worker.exchange.errors import DeribitError
 from worker.exchange.errors import Retry as ExchangeRetry
+from worker.exchange.index_check import is_unknown_index
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 BUDGET_SECONDS = 12.0
-"Time for all attempts at one ticker, short of the job's own timeout; never longer than is left of the slot."
+"For all attempts at one ticker: shorter than the job's timeout, and never longer than the rest of the slot."
 
 _FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 1.0, 8.0
 _TOGETHER_SECONDS = 0.02
@@ -26,28 +27,31 @@ _TOGETHER_SECONDS = 0.02
 async def attempts(
     worker: Worker, tickers: Sequence[str], observe: Callable[[str], Awaitable[T]], budget_seconds: float
 ) -> AsyncIterator[tuple[list[T], dict[str, DeribitError]]]:
-    """Every ticker at once, each with its own attempts: one that fails or is slow takes nothing from another.
+    """All tickers at once, each with its own attempts, so that a slow or failing ticker does not delay another.
 
-    Yields what has come so far, results and errors by ticker, as soon as something has.
+    Yields results, and errors by ticker, as they arrive.
     """
 
     async def attempt(ticker: str) -> T | DeribitError:
         bind_contextvars(ticker=ticker)
         try:
-            return await with_retries(worker, lambda: observe(ticker), budget_seconds)
+            result = await with_retries(worker, lambda: observe(ticker), budget_seconds)
         except DeribitError as error:
-            logger.warning("%s: %s", ticker, error)
+            if not await is_unknown_index(worker, ticker, error):
+                logger.warning("%s: %s", ticker, error)
             return error
         except Exception:
             logger.exception("%s: fault in the collector itself", ticker)
             return DeribitError("COLLECTOR_FAULT", "fault in the collector itself", retry=ExchangeRetry.LATER)
+        worker.unknown_indices.pop(ticker, None)
+        return result
 
     names = {asyncio.create_task(attempt(ticker)): ticker for ticker in tickers}
     pending = set(names)
     try:
         while pending:
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            if pending:  # the others are close behind, as a rule: one insert for all
+            if pending:  # the others usually follow at once; wait for them, to insert all together
                 more, pending = await asyncio.wait(pending, timeout=_TOGETHER_SECONDS)
                 done |= more
             outcomes = [(names[task], task.result()) for task in done]
@@ -59,10 +63,10 @@ async def attempts(
 
 
 async def with_retries(worker: Worker, attempt: Callable[[], Awaitable[T]], budget_seconds: float) -> T:
-    """Try until it succeeds, cannot succeed, or the next try would not fit in the budget."""
+    """Try until an attempt succeeds, a retry cannot succeed, or the next attempt would not fit in the budget."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + budget_seconds
-    # In a short slot there is no time for a first pause of a second.
+    # A short slot has no time for a first pause of a second.
     pause = min(_FIRST_BACKOFF_SECONDS, budget_seconds / 2)
     while True:
         try:
@@ -71,7 +75,7 @@ async def with_retries(worker: Worker, attempt: Callable[[], Awaitable[T]], budg
         except TimeoutError as error:
             raise DeribitError("TIMEOUT", "no answer in time", retry=ExchangeRetry.LATER) from error
         except DeribitError as error:
-            # Jitter, so that several tickers, or workers, do not come back in step.
+            # Jitter, so that several tickers or workers do not retry at the same instant.
             jittered = pause * random.uniform(0.75, 1.25)  # noqa: S311
             if error.retry is not ExchangeRetry.BACKOFF or loop.time() + jittered >= deadline:
                 raise

@@ -1,4 +1,4 @@
-"""What a worker does: one module per job, plus storing and matching, which several jobs share.
+"""The jobs of a worker: one module for each, plus storing and chart matching, which several jobs share.
 
 Read `slots.py` first.
 """

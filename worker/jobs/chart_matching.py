@@ -1,4 +1,4 @@
-"""Which chart point answers which missing slot."""
+"""Matches chart points to missing slots."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ def slots_between(run: MissingRun, after: datetime, until: datetime) -> MissingR
 
 
 def match_chart(ticker: str, run: MissingRun, points: Sequence[ChartPoint]) -> tuple[list[Price], list[MissingRun]]:
-    """Give each slot the chart point nearest to it, within half an interval (of two as near, the earlier).
+    """Give each slot the nearest chart point within half an interval; of two equally near points, the earlier one.
 
-    `points` ascend. Answers the prices found, and the slots that lie between points and have none near. A slot beyond
-    either end is in neither: the chart may yet come to it. Goes by points, of which a chart has fewer than a day has
-    seconds.
+    `points` ascend. Returns the prices found, and the slots that lie between points without one near. A slot beyond
+    either end of the chart is in neither, because the chart may still reach it. Loops over points, not over slots,
+    because a grid of seconds has far more slots than a chart has points.
     """
     nearest: dict[datetime, ChartPoint] = {}
     reach = run.interval / 2
@@ -42,7 +42,7 @@ def match_chart(ticker: str, run: MissingRun, points: Sequence[ChartPoint]) -> t
     ]
     if not points:
         return prices, []
-    # The slots between the ends, less those that were given a point.
+    # The slots between the ends that were given no point.
     between = slots_between(run, points[0].timestamp, points[-1].timestamp - timedelta(microseconds=1))
     holes = []
     if between:

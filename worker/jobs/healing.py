@@ -1,7 +1,7 @@
-"""`heal_gaps`: fill slots that were missed from the exchange's chart, where the chart can answer.
+"""`heal_gaps`: fills missed slots from the exchange's chart.
 
-A chart's point is an average over its spacing, so it is stored as BACKFILLED, on free slots of the grid only. A slot
-the chart cannot answer stays missing, and is not asked about again.
+A chart point is an average over the chart's spacing, so it is stored as BACKFILLED and only on a free slot. A slot that
+the chart has no point for stays missing, and is not requested again.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from shared.storage.schedules import finish_first_fill, select_first_fills
 from worker.context import Worker, worker_of
 from worker.exchange.errors import DeribitError
 from worker.exchange.http import get_index_chart
+from worker.exchange.index_check import is_unknown_index
 from worker.jobs.chart_matching import match_chart, slots_between
 from worker.jobs.storing import store_deferred
 
@@ -35,18 +36,18 @@ RANGES = {
     "1y": timedelta(days=365),
     "all": timedelta(days=36_500),
 }
-"The exchange's chart ranges, finest spacing first; `1m` is a month, the shortest one to be sure."
+"The exchange's chart ranges, finest spacing first. `1m` is a month; the shortest month is assumed."
 
 _BATCH = 2000
 
 FirstFill = tuple[datetime, timedelta]
 
 _CONCURRENCY = 2
-"Healing never keeps more than these connections to the exchange from the schedule's own fetches."
+"Connections to the exchange that healing uses at once; the others stay free for the schedule."
 
 
 async def heal_gaps(ctx: dict[str, Any]) -> None:
-    """One pass over all tickers. Safe to run twice and from two workers: the database keeps the first row of a slot."""
+    """One pass over all tickers. Safe to run twice and on two workers: the database keeps the first row of a slot."""
     worker = worker_of(ctx)
     healing = asyncio.Semaphore(_CONCURRENCY)
 
@@ -56,15 +57,16 @@ async def heal_gaps(ctx: dict[str, Any]) -> None:
             try:
                 await _heal(worker, ticker, first_fill, kept_from)
             except DeribitError as error:
-                logger.warning("%s: the chart cannot be read, healing waits: %s", ticker, error)
+                if not await is_unknown_index(worker, ticker, error):
+                    logger.warning("%s: the chart cannot be read, healing waits: %s", ticker, error)
             except StorageUnavailable:
-                logger.warning("%s: storage is away, healing waits", ticker)
-            except Exception:  # of ours; it must not keep the other tickers from being healed
+                logger.warning("%s: storage is unavailable, healing waits", ticker)
+            except Exception:  # a bug; the other tickers are healed all the same
                 logger.exception("%s: fault in healing", ticker)
 
     try:
         await worker.note_schedule()
-        # What was fetched comes before what the chart says of the same slots.
+        # First, because a fetched price is better than the chart's average for the same slot.
         if not await store_deferred(ctx):
             return
         fills = await select_first_fills(worker.pool, worker.settings.tickers)
@@ -73,28 +75,28 @@ async def heal_gaps(ctx: dict[str, Any]) -> None:
             *(heal(ticker, fills.get(ticker), kept_from.get(ticker, EPOCH)) for ticker in worker.settings.tickers)
         )
     except StorageUnavailable:
-        logger.warning("storage is away, healing waits")
+        logger.warning("storage is unavailable, healing waits")
 
 
 async def _heal(worker: Worker, ticker: str, first_fill: FirstFill | None, kept_from: datetime) -> None:
     now = datetime.now(UTC)
-    # What was dropped would not be stored again, whatever the look-back is meanwhile.
+    # PostgreSQL does not store dropped prices again, even if the look-back is longer now.
     oldest = max(now - timedelta(hours=worker.settings.heal_lookback_hours), kept_from)
     if first_fill is not None:
-        # Whatever it leaves open, the next run sees: each chart is asked for once a run.
+        # The next run heals the rest, so that a run requests each chart once.
         await _fill_past(worker, ticker, oldest, *first_fill)
         return
     runs = await select_missing_runs(worker.pool, ticker, oldest, now, now)
     _, unanswered = await _fill(worker, ticker, runs, now)
     await insert_unanswered(worker.pool, ticker, unanswered)
-    worker.metrics.unanswered(ticker, sum((run.end - run.first) // run.interval for run in unanswered))
+    worker.metrics.unanswered.labels(ticker).inc(sum((run.end - run.first) // run.interval for run in unanswered))
 
 
 async def _fill_past(worker: Worker, ticker: str, oldest: datetime, first: datetime, interval: timedelta) -> None:
-    """A ticker that was never collected starts with what the chart offers, so that there is something to show."""
+    """Start a new ticker with the chart's past, so that there is something to show."""
     past = MissingRun(slot_of(oldest, interval) + interval, first, interval)
     filled, unanswered = await _fill(worker, ticker, [past], datetime.now(UTC))
-    # Where the chart is as fine as the grid, the history begins with it; a sparse past is shown, not counted on.
+    # Only a past without holes counts as part of the schedule. A sparse past is shown, but not expected to be whole.
     last_hole = max((run.end for run in unanswered), default=past.first)
     whole = [slot for slot in filled if slot >= last_hole]
     await finish_first_fill(worker.pool, ticker, first, min(whole) if len(whole) > 1 else first)
@@ -103,7 +105,7 @@ async def _fill_past(worker: Worker, ticker: str, oldest: datetime, first: datet
 async def _fill(
     worker: Worker, ticker: str, runs: Sequence[MissingRun], now: datetime
 ) -> tuple[list[datetime], list[MissingRun]]:
-    """Ask one chart per range that is the smallest for some of the slots. Answers the slots filled and those not."""
+    """Request the smallest chart range that reaches each slot. Returns the slots filled and those without a point."""
     filled: list[datetime] = []
     unanswered: list[MissingRun] = []
     finer = timedelta(0)
@@ -120,9 +122,8 @@ async def _fill(
             batch = prices[start : start + _BATCH]
             worker.metrics.note(await insert_prices(worker.pool, batch), [])
             done = start + len(batch)
-            logger.info(
-                "%s: %d slots healed from the %s chart, %d to go", ticker, done, chart_range, len(prices) - done
-            )
+            slots = f"{done} slot{'' if done == 1 else 's'}"
+            logger.info("%s: %s healed from the %s chart, %d to go", ticker, slots, chart_range, len(prices) - done)
         filled += [price.timestamp for price in prices]
-        unanswered += [run for _, in_vain in matched for run in in_vain]
+        unanswered += [run for _, holes in matched for run in holes]
     return filled, unanswered

@@ -7,7 +7,7 @@ from typing import Any
 from shared.errors import StorageUnavailable
 from shared.queue.fetches import FetchFailure, finish_fetch_job, start_fetch_job
 from shared.storage.prices import Price, PriceSource
-from worker.context import Worker, given_back_without_redis, worker_of
+from worker.context import Worker, requeue_without_redis, worker_of
 from worker.exchange.errors import DeribitError
 from worker.exchange.http import get_index_price
 from worker.exchange.retries import BUDGET_SECONDS, attempts
@@ -17,8 +17,8 @@ _MAX_AHEAD = timedelta(hours=1)
 
 
 async def fetch_prices(ctx: dict[str, Any], tickers: list[str]) -> None:
-    """Fetch these tickers now and record the outcome for the client. Without Redis the job is returned to the queue."""
-    async with given_back_without_redis():
+    """Fetch these tickers now and record the outcome for the client. If Redis is lost, the job runs again."""
+    async with requeue_without_redis():
         await _fetch(worker_of(ctx), ctx["job_id"], tickers)
 
 
@@ -28,7 +28,7 @@ async def _fetch(worker: Worker, job_id: str, tickers: Sequence[str]) -> None:
 
     async def observe(ticker: str) -> Price:
         observation = await get_index_price(worker.http, ticker)
-        if observation.skew() < -_MAX_AHEAD:  # it would be the newest price for as long
+        if observation.skew() < -_MAX_AHEAD:  # it would stay the newest price for that long
             raise DeribitError("CLOCK_AHEAD", "the exchange's clock is more than an hour ahead of ours")
         return observation.as_price(observation.observed_at, PriceSource.REQUESTED)
 

@@ -1,4 +1,4 @@
-"""`drop_old_prices`: with RETENTION_DAYS, raw prices that are older are dropped; their candles stay."""
+"""`drop_old_prices`: deletes raw prices older than RETENTION_DAYS; their candles stay."""
 
 import asyncio
 import logging
@@ -12,15 +12,15 @@ from worker.context import Worker, worker_of
 logger = logging.getLogger(__name__)
 
 BATCH = 2000
-"Deleted at a time, with the lock that all who store prices take turns by: some hundredths of a second."
+"Rows deleted in one transaction. It holds the lock that every insert of prices needs, for some 10 ms."
 
 PAUSE_SECONDS = 0.05
 BUDGET_SECONDS = 10.0
-"Short of the job's own timeout. What is left is the next run's, a minute later."
+"Shorter than the job's timeout. The next run, a minute later, deletes the rest."
 
 
 async def drop_old_prices(ctx: dict[str, Any]) -> None:
-    """Safe to run twice and from two workers, and to be killed anywhere: the database knows what is to go."""
+    """Safe to run twice and on two workers, and to be killed at any point: the limit is in the database."""
     worker = worker_of(ctx)
     days = worker.settings.retention_days
     if days is None:
@@ -36,7 +36,7 @@ async def drop_old_prices(ctx: dict[str, Any]) -> None:
             )
         await _drop(worker, await select_to_drop(worker.pool))
     except StorageUnavailable:
-        logger.warning("storage is away, old prices stay for now")
+        logger.warning("storage is unavailable, old prices stay for now")
 
 
 async def _drop(worker: Worker, kept_from: dict[str, datetime]) -> None:
@@ -46,7 +46,7 @@ async def _drop(worker: Worker, kept_from: dict[str, datetime]) -> None:
     left = list(kept_from)
     try:
         while left and loop.time() < deadline:
-            for ticker in tuple(left):  # each has its turn: the time may not be enough for all of one
+            for ticker in tuple(left):  # in turns, because the time may not suffice for all of one ticker
                 count = await drop_oldest_prices(worker.pool, ticker, BATCH)
                 dropped[ticker] += count
                 if count < BATCH:

@@ -30,13 +30,13 @@ _LOGGED_SKEW = timedelta(seconds=1)
 
 
 async def fetch_slot(ctx: dict[str, Any]) -> list[str]:
-    """The schedule's job. Returns the tickers that are worth another request later in the slot."""
+    """The schedule's job. Returns the tickers to retry at half-slot."""
     worker = worker_of(ctx)
     return await _fetch_slot(worker, _slot(ctx["job_id"], worker.interval), worker.settings.tickers)
 
 
 async def retry_slot(ctx: dict[str, Any]) -> None:
-    """Half a slot later: fetch what `fetch_slot` did not get, or everything if its worker is silent."""
+    """The retry at half-slot: fetch what `fetch_slot` did not get, or everything if it has left no result."""
     worker = worker_of(ctx)
     slot = _slot(ctx["job_id"], worker.interval)
     tickers = await select_slot_result(worker.redis, slot)
@@ -54,8 +54,8 @@ async def _fetch_slot(worker: Worker, slot: datetime, tickers: Sequence[str]) ->
     end = slot + worker.interval
     seconds_left = (end - datetime.now(UTC)).total_seconds()
     if seconds_left <= 0:
-        # The worker was paused or overtaken. Any price it got now would belong to another slot; the healer sees to it.
-        logger.warning("slot %s is over, left to the healer", slot.isoformat())
+        # The worker was paused or delayed. A price observed now belongs to another slot, so healing fills this one.
+        logger.warning("slot %s is over, left to healing", slot.isoformat())
         return []
 
     async def observe(ticker: str) -> Price:
@@ -72,14 +72,14 @@ async def _fetch_slot(worker: Worker, slot: datetime, tickers: Sequence[str]) ->
 
 
 def _slot(job_id: str, interval: timedelta) -> datetime:
-    """arq names a job of the schedule `cron:<name>:<ms of its time>`, however late it is enqueued or run again."""
+    """From the job's id, `cron:<name>:<ms of its time>`, which stays the same if the job is late or runs again."""
     return slot_of(from_microseconds(int(job_id.rpartition(":")[2]) * 1000), interval)
 
 
 def _check_clock(observation: Observation, slot: datetime, interval: timedelta) -> None:
-    """A scheduled price has to be observed in its slot, by the exchange's clock.
+    """Raise `DeribitError` unless the price was observed in its slot, by the exchange's clock.
 
-    Ours may run ahead of it by half an interval, at most 5 s. Raises `DeribitError` beyond that.
+    Our clock may run ahead of the exchange's by half an interval, at most 5 s.
     """
     skew = observation.skew()
     if abs(skew) > _LOGGED_SKEW:

@@ -1,4 +1,4 @@
-"""Stores prices and the reasons of missed slots; what PostgreSQL does not take is deferred in Redis."""
+"""Stores prices and the reasons of missed slots. What PostgreSQL does not take is deferred in Redis."""
 
 import asyncio
 import contextlib
@@ -19,18 +19,18 @@ logger = logging.getLogger(__name__)
 
 _MAX_STORE_PAUSE_SECONDS = 10
 _STORE_SECONDS = 1.7
-"How long a price in hand waits for PostgreSQL before it is put aside in Redis."
+"How long an insert may take before its prices are deferred."
 
 
 async def store_deferred(ctx: dict[str, Any]) -> bool:
-    """Store what PostgreSQL could not take when it was fetched. Answers whether it is back.
+    """Store what was deferred. Returns whether PostgreSQL is available.
 
-    Batch by batch with a pause in between: a database that has just come back has others to serve too.
+    In batches with pauses, so that a database that has just come back can serve others too.
     """
     worker = worker_of(ctx)
     try:
         while stored := await store_oldest_deferred(worker.redis, worker.pool, worker.metrics.note):
-            logger.info("stored %d deferred entries", stored)
+            logger.info("stored %d deferred %s", stored, "entry" if stored == 1 else "entries")
             await asyncio.sleep(0.05)
     except StorageUnavailable:
         return False
@@ -43,17 +43,17 @@ async def store_deferred_until_done(ctx: dict[str, Any]) -> None:
 
 
 async def store(worker: Worker, prices: Sequence[Price], missed: Sequence[MissedSlot]) -> bool:
-    """Store prices and reasons; where PostgreSQL is away, put them aside. Answers whether they are stored."""
+    """Store prices and reasons, or defer them if PostgreSQL is unavailable. Returns whether they are stored."""
     try:
         await worker.note_schedule()
         worker.metrics.note(await insert_prices(worker.pool, prices, timeout=_STORE_SECONDS), [])
         worker.metrics.note([], await insert_missed_slots(worker.pool, missed, timeout=_STORE_SECONDS))
     except (StorageUnavailable, asyncpg.PostgresError) as error:
-        logger.warning("not stored, %d prices put aside: %s", len(prices), error)
+        logger.warning("not stored, %d prices deferred: %s", len(prices), error)
         await defer(worker.redis, prices, missed)
-        worker.metrics.put_aside(len(prices))
+        worker.metrics.deferred.inc(len(prices))
         if not isinstance(error, StorageUnavailable) or error.is_answered:
-            # PostgreSQL is there but does not take prices (a full disk): until it does, the history can say so.
+            # PostgreSQL answers but does not take prices, such as with a full disk: let the history say so meanwhile.
             with contextlib.suppress(StorageUnavailable):
                 unstored = [_unstored(price) for price in prices if price.source is PriceSource.SCHEDULED]
                 worker.metrics.note([], await insert_missed_slots(worker.pool, unstored, timeout=_STORE_SECONDS))

@@ -1,1 +1,1 @@
-"""A stand-in for the exchange that speaks its protocol, for `make demo` and the tests. Read `app.py` first."""
+"""A simulated exchange that speaks the real one's protocol, for `make demo` and the tests. Read `app.py` first."""

@@ -10,10 +10,10 @@ from worker.simulator.app import create_app
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m worker.simulator", description="A stand-in for the exchange.")
+    parser = argparse.ArgumentParser(prog="python -m worker.simulator", description="A simulated exchange.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9000)
-    parser.add_argument("--seed", type=int, default=1, help="another seed, another path of prices")
+    parser.add_argument("--seed", type=int, default=1, help="another seed gives other prices")
     options = parser.parse_args()
     configure_logging(load_settings(database_url="postgresql://none", redis_url="redis://none", log_level="warning"))
     uvicorn.run(
@@ -24,7 +24,7 @@ def main() -> None:
         access_log=False,
         lifespan="off",
         ws="none",
-        timeout_graceful_shutdown=1,  # an answer that hangs on purpose must not hold up the end
+        timeout_graceful_shutdown=1,  # a fault that hangs must not delay the end
     )
 
 

@@ -1,20 +1,19 @@
-"""An exchange stand-in that speaks Deribit's JSON-RPC over HTTP, for `make demo` and the tests.
+"""A simulated exchange that speaks Deribit's JSON-RPC over HTTP, for `make demo` and the tests.
 
     python -m worker.simulator --host 127.0.0.1 --port 9000 [--seed 1]
 
-GET `/api/v2/public/{method}?…`, POST of a JSON-RPC body there or to bare `/api/v2`. The shapes, statuses and error
-codes are the exchange's own, as its documentation and recorded replies have them; `testnet` is always true, so nothing
-it gives out can pass for a real price. Not recorded, and so assumed: the chart's spacing for `1d`, `2d` and `1y`, that
-a chart point carries the start of its interval, and the reason given for a bad `range`.
-Prices: `worker/simulator/prices.py`. Faults: `worker/simulator/faults.py`. JSON-RPC: `worker/simulator/protocol.py`.
+GET `/api/v2/public/{method}?…`, or POST a JSON-RPC body there or to `/api/v2`. Shapes, statuses and error codes follow
+the exchange's documentation and recorded replies. `testnet` is always true, so that no simulated price looks real.
+Assumed, because no recording shows it: the chart's spacing for `1d`, `2d` and `1y`, that a chart point carries the
+start of its interval, and the reason given for a bad `range`.
 
 | switch | does |
 |---|---|
 | `PUT /simulator/faults/{ticker}` | `{"kind": …, "count": n or null, "seconds": s, "methods": […]}`; `*` for all |
 | `DELETE /simulator/faults/{ticker}`, `GET /simulator/faults` | removes; lists, with all kinds and their meanings |
-| `PUT`, `GET /simulator/clock` | `{"offset_seconds": x}`: the exchange's clock runs so far ahead of the real one |
-| `GET`, `DELETE /simulator/requests` | `{method: {ticker: count}}` since the start; forgets them |
-| `GET /simulator/given?ticker=…&since_us=…` | the last 100,000 prices given out, oldest first, both bounds optional |
+| `PUT`, `GET /simulator/clock` | `{"offset_seconds": x}`: how far the exchange's clock runs ahead of the real one |
+| `GET`, `DELETE /simulator/requests` | `{method: {ticker: count}}` since the start; resets them |
+| `GET /simulator/given?ticker=…&since_us=…` | the last 100,000 prices sent, oldest first; both parameters optional |
 """
 
 import time
@@ -32,25 +31,15 @@ from starlette.routing import Route
 
 from worker.simulator import faults
 from worker.simulator.faults import Fault, Faults, SwitchError
-from worker.simulator.prices import (
-    CHART_RANGES,
-    EPOCH,
-    KNOWN_TICKERS,
-    chart_points,
-    chart_price,
-    delivery_price,
-    spot_price,
-)
+from worker.simulator.prices import CHART_RANGES, EPOCH, KNOWN_TICKERS, chart_points, delivery_price, spot_price
 from worker.simulator.protocol import Params, RpcError, json_response, read_call, read_choice, read_index_name, refuse
-
-__all__ = ["Simulator", "chart_price", "create_app", "spot_price"]
 
 MAX_GIVEN: Final = 100_000
 MAX_OFFSET_SECONDS: Final = 10 * 365 * 86_400
 
 
 class Simulator:
-    """One exchange: its clock, the faults switched on, and what it was asked and gave out."""
+    """One exchange: its clock, the faults switched on, the requests it received and the prices it sent."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -143,7 +132,7 @@ async def get_index_chart_data(simulator: Simulator, params: Params, us_in: int)
     ticker = read_index_name(params)
     chart_range = read_choice(params, "range", tuple(CHART_RANGES))
     at = EPOCH + timedelta(microseconds=us_in)
-    # In a thread: the first reading of `all` takes a third of a second, and spot prices must not wait for it.
+    # In a thread, because the first request for `all` takes a third of a second and would delay spot prices.
     return await run_in_threadpool(chart_points, ticker, chart_range, at, simulator.seed)
 
 
@@ -157,22 +146,6 @@ async def get_index_price_names(simulator: Simulator, params: Params, us_in: int
     return [{"name": name} | flags for name in KNOWN_TICKERS]
 
 
-async def get_supported_index_names(simulator: Simulator, params: Params, us_in: int) -> list[str]:
-    """Which names the exchange counts as `spot` is not recorded: here, all but the volatility indices."""
-    kind = read_choice({"type": "all"} | params, "type", ("all", "spot", "derivative"))
-    return [name for name in KNOWN_TICKERS if kind != "spot" or "dvol" not in name]
-
-
-async def get_status(simulator: Simulator, params: Params, us_in: int) -> dict[str, str]:
-    return {"locked": "false"}  # a string on the wire, whatever the documentation's example shows
-
-
-async def get_test(simulator: Simulator, params: Params, us_in: int) -> dict[str, str]:
-    if params.get("expected_result") == "exception":
-        raise RpcError(11094, "internal_server_error")  # which error the exchange chooses is not recorded
-    return {"version": "1.2.26"}
-
-
 async def get_time(simulator: Simulator, params: Params, us_in: int) -> int:
     return us_in // 1000
 
@@ -181,9 +154,6 @@ METHODS: Final[dict[str, Callable[[Simulator, Params, int], Awaitable[Any]]]] = 
     "get_index_price": get_index_price,
     "get_index_chart_data": get_index_chart_data,
     "get_index_price_names": get_index_price_names,
-    "get_supported_index_names": get_supported_index_names,
-    "status": get_status,
-    "test": get_test,
     "get_time": get_time,
 }
 

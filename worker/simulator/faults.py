@@ -1,7 +1,7 @@
-"""What the simulator can be told to do wrong, and how it does it.
+"""The faults that the simulator can be switched to.
 
-A fault belongs to one index name or to `*`, and hits `get_index_price` and `get_index_chart_data`. Some replace the
-whole HTTP answer, some spoil the value or the envelope of a true one, some break the connection.
+A fault belongs to one index name or to `*`, and affects `get_index_price` and `get_index_chart_data`. Some replace the
+HTTP response, some spoil the value or the envelope of a correct one, some break the connection.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ _EDGE_PAGE: Final = """<!DOCTYPE html>
 
 
 class SwitchError(Exception):
-    """A switch was given something it does not know; the message says what is accepted."""
+    """A switch refuses a value; the message says what is accepted."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,14 @@ class Fault:
 
 
 class Faults:
-    """The faults switched on, by index name; one for a name goes before the one for all."""
+    """The faults switched on, by index name. A fault of a name takes precedence over the one of `*`."""
 
     def __init__(self) -> None:
         self._faults: dict[str, Fault] = {}
 
     def put(self, ticker: str, fault: Fault) -> None:
         if ticker != EVERY_TICKER and not is_known_ticker(ticker):
-            raise SwitchError(f"{ticker!r} is no index of this exchange; give an index name or {EVERY_TICKER}")
+            raise SwitchError(f"{ticker!r} is not an index of this exchange; give an index name or {EVERY_TICKER}")
         self._faults[ticker] = fault
 
     def remove(self, ticker: str) -> None:
@@ -118,9 +118,9 @@ async def read_switch(request: Request) -> dict[str, Any]:
     try:
         switch = json.loads(await request.body())
     except ValueError as error:
-        raise SwitchError("the body is no JSON; give a JSON object") from error
+        raise SwitchError("the body is not JSON; give a JSON object") from error
     if not isinstance(switch, dict):
-        raise SwitchError("the body is no JSON object")
+        raise SwitchError("the body is not a JSON object")
     return switch
 
 
@@ -132,7 +132,7 @@ def read_number(value: object, name: str, low: float, high: float) -> float:
 
 
 async def replacing_response(fault: Fault, request: Request) -> Response | None:
-    """The whole answer where the fault leaves nothing of the true one. Waits where it is the fault to wait."""
+    """The response of a fault that replaces the correct one. Waits if the fault is to wait."""
     match fault.kind:
         case "hang" | "slow":
             is_gone = await _is_gone_within(request.receive, fault.seconds)
@@ -156,7 +156,7 @@ async def replacing_response(fault: Fault, request: Request) -> Response | None:
 
 
 def spoil_result(kind: str, result: Any) -> Any:
-    """Spoils a price (an object of decimals) or a chart (a list of points)."""
+    """Spoil a price (an object of decimals) or a chart (a list of points)."""
     is_price = isinstance(result, dict)
     match kind:
         case "wrong_shape":
@@ -192,10 +192,10 @@ def cut_response(kind: str, response: Response) -> Response:
 
 
 class BrokenConnection(Response):
-    """Closes the connection with no answer, or after half of `cut`'s body, though all of it was announced.
+    """Closes the connection without a response, or after half of `cut`'s body although Content-Length announces all.
 
-    ASGI has no word for that, so it reaches for the server's connection: in uvicorn, with httptools and with h11,
-    `receive` is a method of the object that holds the transport.
+    ASGI cannot express that, so this uses uvicorn's connection: with httptools and with h11, `receive` is a method of
+    the object that has the transport.
     """
 
     def __init__(self, cut: Response | None = None) -> None:
@@ -205,7 +205,7 @@ class BrokenConnection(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         transport = getattr(getattr(receive, "__self__", None), "transport", None)
         if transport is None:
-            raise RuntimeError("a broken connection needs uvicorn: this server's connection is out of reach")
+            raise RuntimeError("a broken connection needs uvicorn, whose transport this server does not have")
         if self._cut is None:
             transport.abort()
         else:
@@ -215,12 +215,12 @@ class BrokenConnection(Response):
             )
             await send({"type": "http.response.body", "body": half, "more_body": True})
             transport.close()
-        # uvicorn calls an unfinished answer a bug of ours unless it has noticed the end of the connection before.
+        # uvicorn logs an unfinished response as an application error unless it has seen the disconnect before.
         await _is_gone_within(receive, 1)
 
 
 async def _is_gone_within(receive: Receive, seconds: float) -> bool:
-    """Waits, and says whether the client left meanwhile."""
+    """Wait. Returns early, and True, if the client disconnects."""
     try:
         async with asyncio.timeout(seconds):
             while (await receive())["type"] != "http.disconnect":

@@ -1,9 +1,9 @@
-"""The simulator's prices: a pure function of seed, index and second, so that a test can compute what must be given out.
+"""The simulator's prices: a pure function of seed, index and second, so that a test can compute what to expect.
 
 A price is the index's base times one plus a drift plus a noise. The drift is a sum of random walks on grids from one
-minute to 192 days, each a straight line between hashed grid points; the noise is hashed afresh every second, as the
-real index is recomputed every second. All of it is integer arithmetic: no platform or run can differ by a digit. A
-price stays within 11.1 % of its base: `btc_usd` lies between 80,000 and 100,000, `eth_usd` between 2,800 and 3,600.
+minute to 192 days, each linear between hashed grid points. The noise is a new hash every second, as the real index is
+recomputed every second. Integer arithmetic makes every platform and run equal to the last digit. A price stays within
+11.1 % of its base: `btc_usd` lies between 80,000 and 100,000, `eth_usd` between 2,800 and 3,600.
 
 `btc_usd`, `btc_usdc` and `btc_usdt` are one path, as the first two are on the exchange.
 """
@@ -18,7 +18,7 @@ from typing import Final
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST_CHART_SECOND: Final = int(datetime(2016, 8, 27, 18, tzinfo=UTC).timestamp())
-"Where the range `all` begins, as recorded of the real `btc_usd`."
+"The beginning of the range `all`, as recorded for the real `btc_usd`."
 
 CHART_RANGES: Final = {
     "1h": (3_600, 6),
@@ -28,16 +28,15 @@ CHART_RANGES: Final = {
     "1y": (365 * 86_400, 21_600),
     "all": (None, 21_600),
 }
-"""Range -> its length and its spacing, both in seconds. Recorded of the exchange: the spacings of `1h` and `all`.
-Documented: that of `1m`. Assumed, for want of any recording: 60 s for `1d` and `2d`, 6 h for `1y`, and that a month is
-30 days, a year 365."""
+"""Range -> its length and its spacing, both in seconds. Recorded: the spacings of `1h` and `all`. Documented: that of
+`1m`. Assumed, because no recording shows it: 60 s for `1d` and `2d`, 6 h for `1y`, and a month of 30 days."""
 
 SAMPLES_PER_LONG_POINT: Final = 2
 _LONGEST_EXACT_SPACING: Final = 60
 _CHART_QUANTUM: Final = Decimal("0.0001")
 
-# Each grid's length in seconds divides the next one's; how far it moves the price, in parts per million of the base,
-# grows roughly with the square root of the length, as in a real market.
+# (length in s, largest move of the price in parts per million of the base). Each length divides the next one. The moves
+# grow roughly with the square root of the length, as in a real market.
 _GRIDS: Final = (
     (60, 200),
     (600, 500),
@@ -50,7 +49,7 @@ _GRIDS: Final = (
 )
 _LONGEST_GRID: Final = _GRIDS[-1][0]
 _ONE: Final = 32_768 * 1_000_000 * _LONGEST_GRID
-_NOISE_STEP: Final = 256 * 30 * _LONGEST_GRID  # the byte 0 is 30 parts per million under the drift
+_NOISE_STEP: Final = 256 * 30 * _LONGEST_GRID  # the byte 0 is 30 parts per million below the drift
 _LEVELS_PER_HASH: Final = 8
 
 _DOLLARS: Final = {
@@ -80,12 +79,12 @@ _LOAD_TEST_TICKER: Final = re.compile(r"sim[0-9]+_usd")
 
 
 def is_known_ticker(ticker: str) -> bool:
-    """The names listed, and `sim0_usd`, `sim1_usd`, … without end for load tests. Case-sensitive, like the exchange."""
+    """Listed names, and `sim0_usd`, `sim1_usd`, … for load tests. Case-sensitive, as at the exchange."""
     return ticker in _KNOWN or _LOAD_TEST_TICKER.fullmatch(ticker) is not None
 
 
 def spot_price(ticker: str, at: datetime, seed: int = 1) -> Decimal:
-    """The index at the second `at` (aware) falls into: 2 decimals, or 4 where the base is under 1,000."""
+    """The index in the second of `at` (aware): 2 decimals, or 4 if the base is below 1,000."""
     base, decimals = _base(ticker, seed)
     return Decimal(_units(base, _path(ticker), seed, _second(at))).scaleb(-decimals)
 
@@ -95,9 +94,9 @@ def chart_price(
 ) -> Decimal:
     """The mean price over [start, start + spacing), to 4 decimals; with `until`, only of its seconds up to that one.
 
-    Up to a spacing of 60 s it is the exact mean of the spot prices of every second. Beyond, it is the mean of
-    `SAMPLES_PER_LONG_POINT` spot prices, evenly spaced from `start` on, so that ten years of points stay quick.
-    `start` has to be a multiple of the spacing since the epoch; the spacing divides 60, or is a multiple of 120.
+    Up to a spacing of 60 s it is the exact mean of the spot prices of every second. Above, it is the mean of
+    `SAMPLES_PER_LONG_POINT` spot prices, evenly spaced from `start`, so that ten years of points are fast to compute.
+    `start` must be a multiple of the spacing since the epoch; the spacing divides 60, or is a multiple of 120.
     """
     first = _second(start)
     is_exact = spacing_seconds <= _LONGEST_EXACT_SPACING
@@ -118,8 +117,8 @@ def chart_price(
 def chart_points(ticker: str, chart_range: str, now: datetime, seed: int = 1) -> list[tuple[int, Decimal]]:
     """Ascending (start of the interval in ms, mean price) for the starts in (now - range, now].
 
-    The newest interval is still running: its value is the mean so far and changes until the interval is over. That a
-    point carries the start of its interval is an assumption, the exchange does not say.
+    The newest interval is still running: its value is the mean so far, and changes until the interval ends. That a
+    point carries the start of its interval is an assumption; the exchange does not document it.
     """
     length, spacing = CHART_RANGES[chart_range]
     end = _second(now)
@@ -131,7 +130,7 @@ def chart_points(ticker: str, chart_range: str, now: datetime, seed: int = 1) ->
 
 
 def delivery_price(ticker: str, at: datetime, seed: int = 1) -> Decimal:
-    """The spot price; from 07:30 to 08:00 UTC the mean since 07:30, which becomes the price the expiry settles at."""
+    """The spot price, or from 07:30 to 08:00 UTC the mean since 07:30, which becomes the settlement price."""
     second = _second(at)
     opening = second // 86_400 * 86_400 + 27_000
     if not opening <= second < opening + 1_800:
@@ -170,12 +169,12 @@ def _hash(seed: int, path: str, grid: int | str, number: int, size: int) -> byte
 
 @lru_cache(maxsize=16_384)
 def _levels(seed: int, path: str, grid: int, number: int) -> tuple[int, ...]:
-    """The heights of 8 neighbouring grid points, each a signed 16-bit integer: one hash serves them all."""
+    """The heights of 8 neighbouring grid points, each a signed 16-bit integer, from one hash."""
     return struct.unpack(f"<{_LEVELS_PER_HASH}h", _hash(seed, path, grid, number, 2 * _LEVELS_PER_HASH))
 
 
 def _drift(path: str, seed: int, second: int) -> int:
-    """How far the price has drifted from its base, in units of base / `_ONE`; exact, and linear within a minute."""
+    """The drift from the base, in units of base / `_ONE`: exact, and linear within a minute."""
     drift = 0
     for grid, ppm in _GRIDS:
         point, past = divmod(second, grid)
@@ -204,7 +203,7 @@ def _units(base: int, path: str, seed: int, second: int) -> int:
 
 @lru_cache(maxsize=4_096)
 def _minute_units(base: int, path: str, seed: int, minute: int) -> tuple[int, ...]:
-    """`_units` of 60 seconds at a tenth of the cost: within a minute the drift is a straight line of integer steps."""
+    """`_units` of 60 seconds at a tenth of the cost, because the drift is linear in integer steps within a minute."""
     start = _drift(path, seed, minute * 60)
     step = (_drift(path, seed, minute * 60 + 60) - start) // 60
     noise = _noise(path, seed, minute)
@@ -213,5 +212,5 @@ def _minute_units(base: int, path: str, seed: int, minute: int) -> tuple[int, ..
 
 @lru_cache(maxsize=65_536)
 def _sampled_units(base: int, path: str, seed: int, first: int, last: int, step: int) -> tuple[int, ...]:
-    """Kept, because `all` asks for the same 15,000 intervals every time."""
+    """Cached, because every `all` needs the same 15,000 intervals."""
     return tuple(_units(base, path, seed, second) for second in range(first, last + 1, step))

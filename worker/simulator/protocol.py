@@ -1,4 +1,4 @@
-"""JSON-RPC as the exchange speaks it: how a call is read, refused and answered."""
+"""JSON-RPC as the exchange speaks it: reading a call, refusing it, writing the response."""
 
 import json
 from decimal import Decimal
@@ -15,7 +15,7 @@ Params = dict[str, Any]
 
 
 class RpcError(Exception):
-    """An answer with `error` in place of `result`."""
+    """A response with `error` instead of `result`."""
 
     def __init__(self, code: int, message: str, data: object = None) -> None:
         super().__init__(message)
@@ -29,8 +29,8 @@ def refuse(param: str, reason: str) -> Never:
 async def read_call(request: Request) -> tuple[str, object, dict[str, Any]]:
     """The method's name without `public/`, its parameters, and `{"id": …}` if one was sent.
 
-    The path names the method; the body does where the path is the bare `/api/v2`. A name without `public/` gets a
-    slash in front, and so is no known method.
+    The path names the method, or the body if the path is just `/api/v2`. A name without `public/` gets a slash in
+    front, so that no method has it.
     """
     name: object = request.path_params.get("path")
     params: object = dict(request.query_params)
@@ -55,13 +55,13 @@ async def _read_body(request: Request) -> dict[str, Any]:
         call = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise RpcError(-32700, "Parse error", "invalid json") from error
-    if not isinstance(call, dict):  # a list would be a batch, which the exchange does not take
+    if not isinstance(call, dict):  # a list would be a batch, which the exchange does not accept
         raise RpcError(11050, "bad_request")
     return call
 
 
 def _refuse_constant(literal: str) -> Never:
-    raise ValueError(f"{literal} is no JSON")
+    raise ValueError(f"{literal} is not JSON")
 
 
 def read_index_name(params: Params) -> str:
@@ -72,7 +72,7 @@ def read_index_name(params: Params) -> str:
 
 
 def read_choice(params: Params, param: str, choices: tuple[str, ...]) -> str:
-    """What the exchange says of a value outside the choices is not recorded; this is the nearest of its reasons."""
+    """The exchange's reason for a value outside the choices is not recorded; this is the nearest of its reasons."""
     value = _read_text(params, param)
     if value not in choices:
         refuse(param, "wrong format")
@@ -89,7 +89,7 @@ def _read_text(params: Params, param: str) -> str:
 
 
 def to_json(value: object) -> str:
-    """JSON text whose decimals keep their very digits: `json.dumps` would take them through a float."""
+    """JSON text whose decimals keep every digit; `json.dumps` would convert them to floats."""
     match value:
         case Decimal():
             return format(value, "f")

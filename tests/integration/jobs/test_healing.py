@@ -1,4 +1,4 @@
-"""`heal_gaps` against the simulator's chart: what it fills, what it leaves, and how often it asks."""
+"""`heal_gaps` with the simulator's chart: what it fills, what it leaves open, and which charts it requests."""
 
 import asyncio
 from collections.abc import Sequence
@@ -24,8 +24,9 @@ from tests.integration.examples import (
 from tests.reads import select_coverage, select_first_timestamps, select_gaps
 from worker.context import Worker
 from worker.jobs.healing import heal_gaps
-from worker.simulator.app import Simulator, chart_price
+from worker.simulator.app import Simulator
 from worker.simulator.faults import Fault
+from worker.simulator.prices import chart_price
 
 HOUR = timedelta(hours=1)
 TICKERS = ("btc_usd", "eth_usd")
@@ -34,13 +35,13 @@ RECENT, OLDER = 6, 60
 
 
 def averaged(slot: datetime, spacing: int, ticker: str = "btc_usd") -> Price:
-    """What the chart offers for a slot that one of its points begins at."""
+    """The chart's price for a slot at which one of its points begins."""
     price = chart_price(ticker, slot, spacing)
     return Price(ticker, price, slot, slot, PriceSource.BACKFILLED, testnet=True)
 
 
 async def collect(worker: Worker, ticker: str, since: datetime, missing: Sequence[datetime]) -> list[Price]:
-    """A history of observations from `since` until beyond the test's end, less the slots that are missing."""
+    """A history of observations from `since` until after the test's end, without the missing slots."""
     count = int((datetime.now(UTC) + 2 * MINUTE - since) / worker.interval)
     slots = [since + worker.interval * n for n in range(count)]
     prices = [example_price(slot, ticker=ticker) for slot in slots if slot not in missing]
@@ -61,7 +62,7 @@ async def test_gaps_are_filled_from_the_chart_with_one_request_per_ticker_and_ra
     older = [now - MINUTE * n for n in (70, 90, 91, 110)]
     observed = await collect(worker, "btc_usd", now - 2 * HOUR, recent + older)
     others = await collect(worker, "eth_usd", now - 2 * HOUR, recent)
-    # Why they were missing does not keep them from being healed.
+    # A recorded reason does not prevent healing.
     await insert_missed_slots(worker.pool, [MissedSlot("btc_usd", recent[0], GapReason.EXCHANGE_ERROR, "HTTP_502: x")])
 
     await heal_gaps(ctx)
@@ -81,7 +82,7 @@ async def test_gaps_are_filled_from_the_chart_with_one_request_per_ticker_and_ra
     assert charts_asked_for(simulator) == {"btc_usd": 2, "eth_usd": 1}
 
 
-async def test_slots_between_the_charts_points_are_remembered_and_not_asked_about_again(
+async def test_slots_between_the_charts_points_are_recorded_and_not_requested_again(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any]
 ) -> None:
     step = timedelta(seconds=10)
@@ -111,7 +112,7 @@ async def test_slots_between_the_charts_points_are_remembered_and_not_asked_abou
 
 
 @pytest.mark.parametrize("kind", ["bad_gateway", "maintenance", "wrong_shape", "nan", "half_json"])
-async def test_a_chart_that_cannot_be_read_loses_nothing_and_is_read_the_next_time(
+async def test_a_chart_that_cannot_be_read_is_read_in_the_next_run(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any], kind: str
 ) -> None:
     now = slot_of(datetime.now(UTC), MINUTE)
@@ -168,7 +169,7 @@ async def test_a_fresh_database_starts_with_a_whole_day_of_the_chart(
     assert charts_asked_for(simulator) == {"btc_usd": 2, "eth_usd": 2}
 
 
-async def test_a_first_fill_that_failed_is_done_the_next_time(
+async def test_a_failed_first_fill_is_done_in_the_next_run(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any]
 ) -> None:
     simulator.faults.put("*", Fault("maintenance", None, 0))
@@ -181,9 +182,7 @@ async def test_a_first_fill_that_failed_is_done_the_next_time(
     assert await select_schedules(worker) == [(ticker, first[ticker], True) for ticker in TICKERS]
 
 
-async def test_a_past_that_the_chart_has_only_in_part_is_shown_and_not_counted_on(
-    worker: Worker, ctx: dict[str, Any]
-) -> None:
+async def test_a_past_with_holes_is_shown_but_not_expected_to_be_whole(worker: Worker, ctx: dict[str, Any]) -> None:
     worker.settings = worker.settings.model_copy(
         update={"fetch_interval_seconds": 1, "heal_lookback_hours": 1, "tickers": ("btc_usd",)}
     )
@@ -213,9 +212,7 @@ async def test_two_workers_that_heal_at_once_leave_one_row_for_each_slot(worker:
     assert await select_all_prices(worker.pool) == expected
 
 
-async def test_two_workers_that_begin_with_a_fresh_database_agree_on_its_beginning(
-    worker: Worker, ctx: dict[str, Any]
-) -> None:
+async def test_two_workers_on_a_fresh_database_agree_on_the_first_slot(worker: Worker, ctx: dict[str, Any]) -> None:
     second = replace(worker, name="tests:2", requests=asyncio.Semaphore(4))
     await asyncio.gather(heal_gaps(ctx), heal_gaps(ctx | {"worker": second}))
     now = datetime.now(UTC)

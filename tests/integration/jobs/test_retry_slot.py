@@ -1,4 +1,4 @@
-"""The second look half a slot later: only at what is worth it, and at everything when nobody has reported."""
+"""The retry at half-slot: of retryable tickers only, or of every ticker if the slot's job has left no result."""
 
 from datetime import datetime
 from typing import Any
@@ -17,7 +17,7 @@ from worker.simulator.faults import Fault
 
 
 async def run_slot(worker: Worker, slot: datetime) -> None:
-    """The slot's own job, as the schedule enqueues it and a worker runs it."""
+    """Run the slot's first job, as the schedule enqueues it."""
     job_id = f"cron:fetch_slot:{round(slot.timestamp() * 1000)}"
     await worker.redis.enqueue_job("cron:fetch_slot", _job_id=job_id)
     runner = create_worker(worker, cron_jobs(worker), burst=True, handle_signals=False, max_burst_jobs=1)
@@ -29,16 +29,14 @@ def again(ctx: dict[str, Any], worker: Worker, slot: datetime) -> dict[str, Any]
     return ctx | {"job_id": f"cron:retry_slot:{milliseconds}"}
 
 
-async def test_a_slot_that_was_stored_is_not_asked_for_again(
-    worker: Worker, simulator: Simulator, ctx: dict[str, Any]
-) -> None:
+async def test_a_stored_slot_is_not_retried(worker: Worker, simulator: Simulator, ctx: dict[str, Any]) -> None:
     slot = await running_slot(worker)
     await run_slot(worker, slot)
     await retry_slot(again(ctx, worker, slot))
     assert simulator.requests == {("get_index_price", "btc_usd"): 1, ("get_index_price", "eth_usd"): 1}
 
 
-async def test_a_passing_fault_is_made_good_within_the_slot(
+async def test_a_passing_fault_is_repaired_within_the_slot(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any]
 ) -> None:
     simulator.faults.put("eth_usd", Fault("maintenance", None, 0))
@@ -50,13 +48,13 @@ async def test_a_passing_fault_is_made_good_within_the_slot(
     await retry_slot(again(ctx, worker, slot))
     assert await select_all_prices(worker.pool) == given_prices(simulator, slot)
     assert simulator.requests["get_index_price", "btc_usd"] == 1
-    # The reason stays written; the price hides it.
+    # The reason stays recorded, but the history shows the price.
     assert [(missed.ticker, missed.slot) for missed in await select_all_missed_slots(worker.pool)] == [
         ("eth_usd", slot)
     ]
 
 
-async def test_a_wrong_question_is_not_asked_again(worker: Worker, simulator: Simulator, ctx: dict[str, Any]) -> None:
+async def test_an_unknown_index_is_not_retried(worker: Worker, simulator: Simulator, ctx: dict[str, Any]) -> None:
     strange = Worker(
         worker.settings.model_copy(update={"tickers": ("btc_usd", "no_such")}),
         worker.pool,
@@ -71,14 +69,14 @@ async def test_a_wrong_question_is_not_asked_again(worker: Worker, simulator: Si
 
 
 @pytest.mark.parametrize("ending", ["never reported", "failed"])
-async def test_a_slot_whose_worker_is_silent_is_fetched_by_another(
+async def test_a_slot_without_a_result_is_fetched_by_another_worker(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any], ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slot = await running_slot(worker, seconds_left=3)
     if ending == "failed":
 
         async def fail(*arguments: object) -> None:
-            raise ServiceError("the worker came to grief")
+            raise ServiceError("the worker failed")
 
         with monkeypatch.context() as patched:
             patched.setattr("worker.jobs.slots._fetch_slot", fail)

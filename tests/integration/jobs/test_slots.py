@@ -1,4 +1,4 @@
-"""The schedule's fetch: one row in its own slot, a reason where there is none, whatever the exchange does."""
+"""The schedule's fetch: one row per slot, or a recorded reason, for every fault of the exchange."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ EXCHANGE, REJECTED = GapReason.EXCHANGE_ERROR, GapReason.REJECTED_VALUE
 
 
 async def running_slot(worker: Worker, seconds_left: float = 2) -> datetime:
-    """The slot that is running, or the next one where it is about to end."""
+    """The running slot, or the next one if it is about to end."""
     now = datetime.now(UTC)
     slot = slot_of(now, worker.interval)
     left = (slot + worker.interval - now).total_seconds()
@@ -30,12 +30,12 @@ async def running_slot(worker: Worker, seconds_left: float = 2) -> datetime:
 
 
 def job_of(ctx: dict[str, Any], slot: datetime) -> dict[str, Any]:
-    """The job as arq's cron names it."""
+    """The job with the id that arq's cron gives it."""
     return ctx | {"job_id": f"cron:fetch_slot:{round(slot.timestamp() * 1000)}"}
 
 
 def given_prices(simulator: Simulator, slot: datetime) -> list[Price]:
-    """What the exchange says it gave out, as it has to be stored."""
+    """The prices that the exchange sent, as they must be stored."""
     return sorted(
         (
             example_price(slot, one["price"], ticker=one["ticker"], observed_at=from_microseconds(one["usOut"]))
@@ -72,7 +72,7 @@ async def test_a_slot_that_is_run_twice_keeps_its_first_price(
     assert await select_all_prices(worker.pool) == given
 
 
-async def test_a_slot_that_is_over_is_left_alone(worker: Worker, simulator: Simulator, ctx: dict[str, Any]) -> None:
+async def test_a_slot_that_is_over_is_not_fetched(worker: Worker, simulator: Simulator, ctx: dict[str, Any]) -> None:
     now = datetime.now(UTC)
     for ago in (MINUTE, 5 * MINUTE):
         await fetch_slot(job_of(ctx, slot_of(now, MINUTE) - ago))
@@ -104,10 +104,10 @@ FAULTS = {
 ASKED_ONCE = {"maintenance", "redirect", "nan", "infinity", "negative", "zero", "hang", "slow"}
 
 
-async def test_every_fault_leaves_its_reason_and_takes_nothing_from_the_others(
+async def test_every_fault_leaves_its_reason_and_does_not_affect_other_tickers(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any]
 ) -> None:
-    """One ticker for each fault, all in the same slot, and two that are well."""
+    """One ticker for each fault and two without, all in the same slot."""
     kinds = {f"sim{n}_usd": kind for n, kind in enumerate(FAULTS)}
     tickers = ("btc_usd", *kinds, "eth_usd")
     worker.settings = worker.settings.model_copy(update={"fetch_interval_seconds": 2, "tickers": tickers})
@@ -126,7 +126,7 @@ async def test_every_fault_leaves_its_reason_and_takes_nothing_from_the_others(
         assert asked == 1 if kind in ASKED_ONCE else 2 <= asked <= 5, (kind, asked)
 
 
-async def test_a_fault_that_passes_within_the_slot_costs_nothing(
+async def test_a_fault_that_passes_within_the_slot_leaves_no_trace(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any]
 ) -> None:
     slot = await running_slot(worker, seconds_left=5)
@@ -136,7 +136,7 @@ async def test_a_fault_that_passes_within_the_slot_costs_nothing(
     assert await select_all_missed_slots(worker.pool) == []
 
 
-async def test_an_envelope_without_a_clock_is_timed_by_ours(
+async def test_an_envelope_without_a_clock_gets_the_time_of_ours(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any]
 ) -> None:
     simulator.faults.put("*", Fault("no_clock", None, 0))
@@ -152,7 +152,7 @@ async def test_an_envelope_without_a_clock_is_timed_by_ours(
 async def test_an_observation_within_the_slot_or_just_before_it_is_stored(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any], seconds: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The exchange's clock stands `seconds` after the slot's beginning, whatever ours says."""
+    """The exchange's clock is `seconds` after the slot's beginning."""
     slot = await running_slot(worker)
     simulator.offset_seconds = (slot - datetime.now(UTC)).total_seconds() + seconds
     await fetch_slot(job_of(ctx, slot))

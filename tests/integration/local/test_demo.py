@@ -1,4 +1,4 @@
-"""The whole as a user has it: `make demo` without make, every query and the mutation, each digit held to its source."""
+"""`make demo` without make: every query and the mutation, with each digit compared with the simulator's."""
 
 import asyncio
 from datetime import datetime, timedelta
@@ -9,17 +9,17 @@ from typing import Any
 from shared.local.servers import free_port
 from tests.integration.local.test_stack import Demo
 from tests.integration.local_processes import needs_linux, wait_until_gone
-from worker.simulator.app import chart_price, spot_price
+from worker.simulator.prices import chart_price, spot_price
 
 FIELDS = "ticker price timestamp observedAt source testnet"
 
 
 def could_be(price: dict[str, Any]) -> set[Decimal]:
-    """What the simulator, whose prices are a function of time, must have given out for this row."""
+    """The prices that the simulator can have sent for this row; they are a function of time."""
     ticker, observed_at = price["ticker"], datetime.fromisoformat(price["observedAt"])
     if price["source"] == "BACKFILLED":
         return {chart_price(ticker, observed_at, s) for s in (6, 60) if observed_at.timestamp() % s == 0}
-    # It looked at its clock a moment before the reply's.
+    # It reads its clock shortly before the reply's timestamp.
     return {spot_price(ticker, observed_at), spot_price(ticker, observed_at - timedelta(milliseconds=50))}
 
 

@@ -1,4 +1,4 @@
-"""The embedded servers, started as the suite and `make run` start them."""
+"""The embedded servers of the tests and of `make run`."""
 
 import os
 import socket
@@ -13,15 +13,10 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from shared.local.servers import (
-    EmbeddedError,
-    PortTakenError,
-    Server,
-    free_port,
-    lock_data_folder,
-    start_postgres,
-    start_valkey,
-)
+from shared.local.child import EmbeddedError
+from shared.local.data_folder import lock_data_folder
+from shared.local.servers import PortTakenError
+from tests.embedded import Server, free_port, start_postgres, start_valkey
 from tests.integration.local_processes import ROOT, files_of_all, needs_linux, status_of, wait_until_gone
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes the account of its servers")
@@ -40,7 +35,7 @@ def starting() -> Iterator[Callable[[Server], Server]]:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder whose server is stopped: what each start after the first one finds."""
+    """A data folder whose server is stopped, as a second start finds it."""
     folder = tmp_path_factory.mktemp("cluster")
     start_postgres(folder / "postgres").stop()
     return folder / "postgres"
@@ -94,7 +89,10 @@ def test_half_written_folder_is_made_again(tmp_path: Path, starting: Callable[[S
 
 @pytest.mark.parametrize(
     ("version", "line"),
-    [("17\n", r"was written by PostgreSQL 17 and this is 18; .* DATA_DIR"), (None, r"no whole PostgreSQL data folder")],
+    [
+        ("17\n", r"was written by PostgreSQL 17 and this is 18; .* DATA_DIR"),
+        (None, r"not a complete PostgreSQL data folder"),
+    ],
 )
 def test_unusable_folder(tmp_path: Path, version: str | None, line: str) -> None:
     data = tmp_path / "postgres" / "data"
@@ -112,7 +110,7 @@ def test_pid_file_of_a_killed_server(cluster: Path, starting: Callable[[Server],
     server.process.wait()
     pid_file = cluster / "data" / "postmaster.pid"
     lines = pid_file.read_text().split("\n")
-    pid_file.write_text("\n".join([str(os.getppid()), *lines[1:]]))  # the pid belongs to someone else now
+    pid_file.write_text("\n".join([str(os.getppid()), *lines[1:]]))  # now the pid of another program
     starting(start_postgres(cluster))
 
 
@@ -130,13 +128,13 @@ def test_port_lost_in_between_is_chosen_again(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ports = iter([taken.getsockname()[1], free_port()])
-        monkeypatch.setattr("shared.local.servers.free_port", lambda: next(ports))
+        monkeypatch.setattr("tests.embedded.free_port", lambda: next(ports))
         assert starting(start_valkey(tmp_path / "valkey")).port != taken.getsockname()[1]
 
 
 def test_second_copy_on_the_same_data(tmp_path: Path) -> None:
-    told = rf"\(pid {os.getpid()}\); stop it, or set DATA_DIR"
-    with lock_data_folder(tmp_path), pytest.raises(EmbeddedError, match=told):
+    message = rf"\(pid {os.getpid()}\); stop it, or set DATA_DIR"
+    with lock_data_folder(tmp_path), pytest.raises(EmbeddedError, match=message):
         lock_data_folder(tmp_path)
     lock_data_folder(tmp_path).close()
 
@@ -157,7 +155,7 @@ def test_passwords_are_for_the_server_alone(
 STARTER = """
 import sys, time
 from pathlib import Path
-from shared.local.servers import start_postgres, start_valkey
+from tests.embedded import start_postgres, start_valkey
 servers = [start_postgres(Path(sys.argv[1]) / "postgres"), start_valkey(Path(sys.argv[1]) / "valkey")]
 print(*(server.process.pid for server in servers), flush=True)
 time.sleep(60)
@@ -167,7 +165,7 @@ time.sleep(60)
 @needs_linux
 @pytest.mark.parametrize("mode", [pytest.param(0o755, id="open"), pytest.param(0o700, id="closed", marks=needs_root)])
 def test_servers_end_with_a_killed_parent(mode: int) -> None:
-    """Closed is a clone below a folder that only root enters: the servers get there without being root."""
+    """`closed`: a clone below a folder that only root may enter; the servers enter it without being root."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(mode)

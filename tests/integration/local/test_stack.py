@@ -1,4 +1,4 @@
-"""`make run` and `make demo` as a user meets them."""
+"""`make run` and `make demo` as a user runs them."""
 
 import asyncio
 import json
@@ -14,15 +14,15 @@ from typing import Any
 import httpx
 import pytest
 
-from shared.local.checks import tell_when_unreachable
+from shared.local.checks import warn_if_unreachable
 from shared.local.servers import free_port
 from tests.integration.local_processes import ROOT, files_of_all, needs_linux, status_of, wait_until_gone
 
 
 async def test_exchange_out_of_reach(capsys: pytest.CaptureFixture[str]) -> None:
-    await tell_when_unreachable(f"http://127.0.0.1:{free_port()}/api/v2")
+    await warn_if_unreachable(f"http://127.0.0.1:{free_port()}/api/v2")
     line = capsys.readouterr().out
-    assert line.startswith("The exchange (127.0.0.1) cannot be reached: ConnectError.")
+    assert line.startswith("The exchange (127.0.0.1) cannot be reached: ConnectError: ")
     assert "make demo" in line
 
 
@@ -36,7 +36,7 @@ class Demo:
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "shared.local", mode],
-                cwd=folder,  # where no .env is
+                cwd=folder,  # which has no .env
                 env={**inherited, "PYTHONPATH": str(ROOT), "DATA_DIR": str(folder), "PORT": str(port), **env},
                 stdout=output,
                 stderr=subprocess.STDOUT,

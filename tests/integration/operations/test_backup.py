@@ -21,13 +21,13 @@ from starlette.applications import Starlette
 
 from shared.config.settings import Settings
 from shared.grid import slot_of
-from shared.local.servers import Server, start_postgres
 from shared.migrate import migrate, read_migrations
 from shared.storage.coverage import Coverage
 from shared.storage.database import Pool, create_pool
 from shared.storage.missed_slots import GapReason, MissedSlot, insert_missed_slots
 from shared.storage.prices import Price, PriceSource, insert_prices, select_latest_prices
 from shared.storage.retention import drop_oldest_prices, move_kept_from
+from tests.embedded import Server, start_postgres
 from tests.integration.examples import MINUTE, NOON, example_price, insert_schedule_rows
 from tests.integration.jobs.test_slots import job_of, running_slot
 from tests.reads import Gap, select_coverage, select_gaps

@@ -198,7 +198,7 @@ async def test_a_ticker_the_exchange_does_not_know_is_asked_for_once(worker: Wor
     assert done is not None
     failure = FetchFailure("nothing_usd", "RPC_-32602", "Invalid params invalid index")
     assert (done.status, done.failures) == (FetchStatus.FAILED, [failure])
-    assert dict(simulator.requests) == {("get_index_price", "nothing_usd"): 1}
+    assert dict(simulator.requests) == {("get_index_price", "nothing_usd"): 1, ("get_index_price_names", ""): 1}
 
 
 async def test_two_workers_run_a_fetch_once(worker: Worker, simulator: Simulator) -> None:
@@ -248,7 +248,7 @@ async def test_a_fetch_that_redis_no_longer_knows_to_run_is_not_run_beside_itsel
     assert dict(simulator.requests) == {("get_index_price", "btc_usd"): 1}
 
 
-async def test_a_fetch_that_loses_redis_is_given_back(worker: Worker, settings: Settings) -> None:
+async def test_a_fetch_that_loses_redis_runs_again_later(worker: Worker, settings: Settings) -> None:
     nowhere = settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{free_port()}"})
     async with open_redis(nowhere, retries=0) as away:
         with pytest.raises(arq.Retry):

@@ -17,13 +17,14 @@ from server.standbys import StandbyPool
 from shared.config.settings import Settings
 from shared.errors import StorageUnavailable
 from shared.local.data_folder import log_text
-from shared.local.servers import Server, spawn_postgres, start_postgres
+from shared.local.servers import spawn_postgres
 from shared.migrate import migrate
 from shared.queue.client import open_redis
 from shared.queue.fetches import enqueue_fetch_prices, finish_fetch_job
 from shared.storage.database import Pool, create_pool, fetch
 from shared.storage.prices import Price, PriceSource, insert_prices
 from shared.storage.schedules import insert_schedules
+from tests.embedded import Server, start_postgres
 from tests.integration.live import FOLLOW, PRICES, LiveApi, price, serve_live, spelled
 from tests.integration.standby import ask, both, is_followed, promote, start_standby
 from tests.integration.test_api_outages import silent
@@ -52,7 +53,7 @@ class Pair:
         try:
             yield
         finally:
-            self.standby = spawn_postgres(self.folder / "standby", self.standby.port, OPTIONS)
+            self.standby = Server(**vars(spawn_postgres(self.folder / "standby", self.standby.port, OPTIONS)))
 
     @asynccontextmanager
     async def replay_paused(self) -> AsyncIterator[None]:

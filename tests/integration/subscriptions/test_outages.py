@@ -12,12 +12,12 @@ import pytest
 from server.transport import websocket as protocol
 from shared.config.settings import Settings
 from shared.errors import StorageUnavailable
-from shared.local.servers import start_postgres, start_valkey
 from shared.migrate import migrate
 from shared.queue.client import open_redis
 from shared.queue.fetches import enqueue_fetch_prices, finish_fetch_job, start_fetch_job
 from shared.storage.database import Pool, create_pool
 from shared.storage.prices import Price, insert_prices
+from tests.embedded import start_postgres, start_valkey
 from tests.integration.live import FOLLOW, LiveApi, Socket, at, price, serve_live, spelled
 from tests.integration.test_api_outages import silent
 

@@ -183,8 +183,9 @@ async def known(settings: Settings, _pool: Pool) -> AsyncIterator[Known]:
             await ask(api)
             await follow(api, _pool)
             worker = Worker(own, _pool, redis, http, name="tests:1")
-            await report_worker(redis, worker.name)
-            async with serve_metrics(own, worker.metrics.registry):
+            await report_worker(redis, worker.name, {})
+            serving = asyncio.create_task(serve_metrics(own, worker.metrics.registry))
+            try:
                 await work(worker, exchange.state.simulator.faults, away)
                 newest = {p.ticker: p.timestamp.timestamp() for p in await select_latest_prices(_pool, own.tickers)}
                 sql = "select ticker, count(*) as n from prices where source = 'BACKFILLED' group by ticker"
@@ -193,6 +194,8 @@ async def known(settings: Settings, _pool: Pool) -> AsyncIterator[Known]:
                 await open_socket.prices(row[0])
                 scrapes = await scraped(api.port), await eventually_scraped(own.metrics_port)
                 yield Known(*scrapes, began, time.time(), newest, healed, 1 + row[0])
+            finally:
+                serving.cancel()
         finally:
             await redis.flushdb()
             await fetch(_pool, "truncate prices, replaced_prices, schedules, missed_slots")

@@ -1,4 +1,4 @@
-"""The exchange's chart: exact averages in order, without the point that is still changing."""
+"""The exchange's chart: exact averages in order, without the newest point, which still changes."""
 
 from decimal import Decimal
 
@@ -42,11 +42,11 @@ async def test_the_request_names_index_and_range() -> None:
 
 
 @pytest.mark.parametrize("points", ["[]", "[[1573228800000,8751.7138636]]"])
-async def test_a_chart_may_have_nothing_to_say_yet(points: str) -> None:
+async def test_a_chart_without_a_finished_point_is_empty(points: str) -> None:
     assert await ask_chart(reply(points)) == []
 
 
-async def test_testnet_points_say_so() -> None:
+async def test_testnet_points_are_marked() -> None:
     points = await ask_chart(reply(POINTS, f'{CLOCKS},"testnet":true'))
     assert [point.testnet for point in points] == [True, True]
 
@@ -85,13 +85,13 @@ async def test_a_chart_without_a_valid_point_is_refused(points: str) -> None:
 
 
 @pytest.mark.parametrize("result", ["null", "{}", '"no"', "5", '{"1573228800000":1.5}'])
-async def test_a_chart_that_is_no_list_is_refused(result: str) -> None:
+async def test_a_chart_that_is_not_a_list_is_refused(result: str) -> None:
     with pytest.raises(DeribitError) as caught:
         await ask_chart(reply(result))
     assert fault(caught.value) == ("BAD_REPLY", "chart is not a list", Retry.BACKOFF, GapReason.EXCHANGE_ERROR)
 
 
-async def test_an_unknown_range_is_not_asked_for_again() -> None:
+async def test_an_unknown_range_is_not_retried() -> None:
     body = '{"jsonrpc":"2.0","error":{"code":-32602,"message":"Invalid params","data":{"param":"range"}}}'
     with pytest.raises(DeribitError) as caught:
         await ask_chart(lambda _: httpx.Response(400, content=body), "3h")

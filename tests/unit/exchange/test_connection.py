@@ -1,4 +1,4 @@
-"""The way to the exchange: redirects, lost connections, time limits."""
+"""Connections to the exchange: redirects, lost connections, time-outs."""
 
 import asyncio
 
@@ -21,7 +21,7 @@ def moved(location: str | None, status: int = 301) -> httpx.Response:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("location", [f"{WWW}{QUERY}", f"https://www.deribit.com:443/api/v2{QUERY}"])
-async def test_the_move_to_www_is_followed_once_and_kept(status: int, location: str) -> None:
+async def test_the_redirect_to_www_is_followed_once_and_kept(status: int, location: str) -> None:
     asked: list[httpx.Request] = []
     replies = [moved(location, status), *(httpx.Response(200, content=reply()) for _ in range(2))]
     async with create_http(settings_for(BARE), httpx.MockTransport(in_turn(replies, asked))) as http:
@@ -31,7 +31,7 @@ async def test_the_move_to_www_is_followed_once_and_kept(status: int, location: 
     assert [f"{r.method} {r.url}" for r in asked] == [f"GET {BARE}{QUERY}", f"GET {WWW}{QUERY}", f"GET {WWW}{QUERY}"]
 
 
-async def test_several_requests_may_meet_the_move_at_once() -> None:
+async def test_several_requests_may_be_redirected_at_once() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         if request.url.host == "deribit.com":
             return moved(str(request.url.copy_with(host="www.deribit.com")))
@@ -75,7 +75,7 @@ async def test_any_other_redirect_is_refused(base_url: str, location: str | None
 
 
 @pytest.mark.parametrize("location", ["https://[", "https://www.deribit.com:port/", "http://\x00"])
-async def test_a_redirect_to_no_address_at_all_is_a_coded_error(location: str) -> None:
+async def test_a_redirect_without_a_valid_address_is_a_coded_error(location: str) -> None:
     _, _, _, reason = await refusal(lambda _: moved(location), base_url=BARE)
     assert reason is GapReason.EXCHANGE_ERROR
 
@@ -120,13 +120,13 @@ async def test_a_connection_closed_twice_is_left_to_the_backoff() -> None:
         (httpx.PoolTimeout("slow"), "TIMEOUT", "no answer in time"),
     ],
 )
-async def test_a_failed_connection_is_tried_again_after_a_pause(failure: Exception, code: str, detail: str) -> None:
+async def test_a_failed_connection_is_retried_after_a_pause(failure: Exception, code: str, detail: str) -> None:
     asked: list[httpx.Request] = []
     assert await refusal(in_turn([failure], asked)) == (code, detail, Retry.BACKOFF, GapReason.EXCHANGE_ERROR)
     assert len(asked) == 1
 
 
-def test_an_answer_that_does_not_come_is_given_up_after_5_seconds() -> None:
+def test_a_missing_answer_times_out_after_5_seconds() -> None:
     async def hang(_: httpx.Request) -> httpx.Response:
         await asyncio.sleep(3600)
         raise AssertionError
@@ -142,7 +142,7 @@ def test_an_answer_that_does_not_come_is_given_up_after_5_seconds() -> None:
     assert seconds == pytest.approx(5)
 
 
-def test_an_answer_in_drops_is_given_up_after_5_seconds() -> None:
+def test_an_answer_that_trickles_in_times_out_after_5_seconds() -> None:
     class Drops(httpx.AsyncByteStream):
         async def __aiter__(self):  # type: ignore[no-untyped-def]
             while True:

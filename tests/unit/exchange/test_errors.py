@@ -1,4 +1,4 @@
-"""What the exchange refuses or garbles: the body decides before the status, and whether asking again can help."""
+"""Errors of the exchange: the body decides before the status, and which errors are retried."""
 
 import gzip
 import json
@@ -46,7 +46,7 @@ async def test_the_recorded_reply_to_an_unknown_index() -> None:
         (13888, "timed_out", 400),
     ],
 )
-async def test_errors_that_pass_are_tried_again(code: int, message: str, status: int) -> None:
+async def test_passing_errors_are_retried(code: int, message: str, status: int) -> None:
     assert await refusal(error_reply(code, message), status) == exchange_error(f"RPC_{code}", message, Retry.BACKOFF)
 
 
@@ -67,11 +67,11 @@ async def test_errors_that_pass_are_tried_again(code: int, message: str, status:
         (99999, "something_new", 500),
     ],
 )
-async def test_errors_that_stay_are_not_tried_again(code: int, message: str, status: int) -> None:
+async def test_lasting_errors_are_not_retried(code: int, message: str, status: int) -> None:
     assert await refusal(error_reply(code, message), status) == exchange_error(f"RPC_{code}", message, Retry.NEVER)
 
 
-async def test_what_lasts_minutes_is_asked_for_once_more() -> None:
+async def test_an_outage_of_minutes_is_retried_at_half_slot() -> None:
     message = "unauthenticated_public_requests_temporarily_disabled"
     assert await refusal(error_reply(11056, message), 503) == exchange_error("RPC_11056", message, Retry.LATER)
 
@@ -101,18 +101,18 @@ async def test_the_errors_data_may_be_anything(data: dict[str, Any], detail: str
 
 @pytest.mark.parametrize("error", ["10009", "0", "false", '""', '"too_many_requests"', "[]", "1.5"])
 @pytest.mark.parametrize("status", [200, 400])
-async def test_an_error_that_is_no_object_is_no_success(error: str, status: int) -> None:
+async def test_an_error_that_is_not_an_object_is_an_error(error: str, status: int) -> None:
     body = reply(members=f'{CLOCKS},"error":{error}')
     assert await refusal(body, status) == exchange_error("BAD_REPLY", "error is not an object", Retry.BACKOFF)
 
 
 @pytest.mark.parametrize("error", [{}, {"message": "no"}, {"code": "10028"}, {"code": True}, {"code": None}])
-async def test_an_error_without_a_code_is_no_success(error: dict[str, Any]) -> None:
+async def test_an_error_without_a_code_is_an_error(error: dict[str, Any]) -> None:
     body = json.dumps({"error": error})
     assert await refusal(body) == exchange_error("BAD_REPLY", "error without a code", Retry.BACKOFF)
 
 
-async def test_an_error_stands_whatever_result_and_id_come_with_it() -> None:
+async def test_an_error_beside_a_result_and_an_id_is_an_error() -> None:
     body = reply(members=f'{CLOCKS},"id":7,"error":{{"code":10028,"message":"too_many_requests"}}')
     assert await refusal(body) == exchange_error("RPC_10028", "too_many_requests", Retry.BACKOFF)
 
@@ -131,7 +131,7 @@ async def test_an_error_stands_whatever_result_and_id_come_with_it() -> None:
         ({"text": "no"}, ""),
     ],
 )
-async def test_the_errors_text_is_fit_for_a_log_line_and_a_table(message: object, detail: str) -> None:
+async def test_the_errors_text_is_printable_and_short(message: object, detail: str) -> None:
     assert await refusal(error_reply(-32602, message), 400) == exchange_error("RPC_-32602", detail, Retry.NEVER)
 
 
@@ -155,7 +155,7 @@ async def test_an_errors_code_is_kept_short() -> None:
     ],
 )
 @pytest.mark.parametrize("body", [HTML, "", "[]", "null", '{"jsonrpc":"2.0"}', reply()])
-async def test_the_status_decides_where_the_body_is_no_envelope(body: str, status: int, retry: Retry) -> None:
+async def test_the_status_decides_if_the_body_is_not_an_envelope(body: str, status: int, retry: Retry) -> None:
     assert await refusal(body, status) == exchange_error(f"HTTP_{status}", NO_ENVELOPE, retry)
 
 
@@ -179,7 +179,7 @@ async def test_the_status_decides_where_the_body_is_no_envelope(body: str, statu
         pytest.param(f'{{"jsonrpc":"2.0",{CLOCKS}}}', id="neither result nor error"),
     ],
 )
-async def test_a_garbled_reply_is_asked_for_again(body: str | bytes) -> None:
+async def test_a_garbled_reply_is_retried(body: str | bytes) -> None:
     assert await refusal(body) == exchange_error("BAD_REPLY", NO_ENVELOPE, Retry.BACKOFF)
 
 
@@ -188,12 +188,12 @@ async def test_a_reply_beyond_8_mib_is_refused() -> None:
     assert await refusal(body) == exchange_error("BAD_REPLY", NO_ENVELOPE, Retry.BACKOFF)
 
 
-async def test_a_reply_that_cannot_be_unpacked_is_asked_for_again() -> None:
+async def test_a_reply_that_cannot_be_decompressed_is_retried() -> None:
     garbled = answering(b"no gzip", headers={"Content-Encoding": "gzip"})
     assert await refusal(garbled) == exchange_error("UNREACHABLE", "DecodingError", Retry.BACKOFF)
 
 
-async def test_a_packed_reply_is_unpacked() -> None:
+async def test_a_compressed_reply_is_decompressed() -> None:
     assert (
         await ask(answering(gzip.compress(reply().encode()), headers={"Content-Encoding": "gzip"}))
     ).ticker == "btc_usd"

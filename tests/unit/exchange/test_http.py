@@ -1,4 +1,4 @@
-"""One index price from the exchange's reply: exact digits, its own clock, and nothing that is no price."""
+"""One index price from the exchange's reply: exact digits, its own clock, and only valid prices."""
 
 import json
 import re
@@ -14,9 +14,22 @@ from shared.grid import from_microseconds
 from shared.storage.missed_slots import GapReason
 from shared.version import VERSION
 from tests.unit.fast_loop import run_fast
-from tests.unit.replies import CLOCKS, OBSERVED_AT, RESULT, US_IN, US_OUT, WWW, ask, price_reply, refusal, reply
+from tests.unit.replies import (
+    CLOCKS,
+    OBSERVED_AT,
+    RESULT,
+    US_IN,
+    US_OUT,
+    WWW,
+    answering,
+    ask,
+    price_reply,
+    refusal,
+    reply,
+    settings_for,
+)
 from worker.exchange.errors import DeribitError, Retry
-from worker.exchange.http import Observation
+from worker.exchange.http import Observation, create_http, get_index_names
 
 LONG = Context(prec=60)
 JSON_VALUES = st.recursive(
@@ -85,7 +98,7 @@ def test_any_price_survives_as_text(digits: int, places: int) -> None:
     assert run_fast(ask(price_reply(str(price)))).price.as_tuple() == price.as_tuple()
 
 
-async def test_the_estimated_delivery_price_is_never_taken() -> None:
+async def test_the_estimated_delivery_price_is_never_used() -> None:
     assert (await ask(reply('{"estimated_delivery_price":1.5,"index_price":2.5}'))).price == Decimal("2.5")
     assert await refusal(reply('{"estimated_delivery_price":1.5}')) == (
         ("BAD_REPLY", "result without index_price", Retry.BACKOFF, GapReason.EXCHANGE_ERROR)
@@ -114,7 +127,7 @@ async def test_the_estimated_delivery_price_is_never_taken() -> None:
         ("1" * 4000, "price is out of any plausible range"),
     ],
 )
-async def test_what_is_no_price_is_a_rejected_value_and_asked_for_once_more(text: str, detail: str) -> None:
+async def test_an_invalid_price_is_a_rejected_value_and_retried_at_half_slot(text: str, detail: str) -> None:
     assert await refusal(price_reply(text)) == ("BAD_PRICE", detail, Retry.LATER, GapReason.REJECTED_VALUE)
 
 
@@ -140,7 +153,7 @@ async def test_the_exchanges_clock_is_kept_to_the_microsecond(members: str, micr
     assert (await ask(reply(members=members))).observed_at == from_microseconds(microseconds)
 
 
-async def test_without_the_exchanges_clock_ours_is_taken() -> None:
+async def test_without_the_exchanges_clock_ours_is_used() -> None:
     before = datetime.now(UTC)
     observation = await ask(reply(members='"testnet":false'))
     assert before <= observation.observed_at <= datetime.now(UTC)
@@ -199,7 +212,7 @@ async def test_members_may_come_in_any_order_or_be_left_out(body: str) -> None:
 
 
 @pytest.mark.parametrize("unsolicited", ["0", "1", '"1"', "false", "{}"])
-async def test_an_answer_to_somebody_elses_question_is_refused(unsolicited: str) -> None:
+async def test_an_answer_with_an_id_that_was_not_sent_is_refused(unsolicited: str) -> None:
     assert await refusal(reply(members=f'{CLOCKS},"id":{unsolicited}')) == (
         ("WRONG_ID", "reply carries an id that was not sent", Retry.BACKOFF, GapReason.EXCHANGE_ERROR)
     )
@@ -222,3 +235,18 @@ def test_any_envelope_is_an_observation_or_a_coded_error(members: dict[str, obje
         outcome = f"OBSERVED: {observation.price}"
     assert re.fullmatch(r"[A-Z]\w+: .{0,300}|RPC_-?\d{1,20}: .{0,300}", outcome)
     assert outcome.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("result", "names"),
+    [
+        ('["btc_usd","eth_usd"]', ["btc_usd", "eth_usd"]),
+        ('[{"name":"btc_usd","future_combo_creation_enabled":true},{"name":"eth_usd"}]', ["btc_usd", "eth_usd"]),
+        ('["btc_usd",5,null,{"id":1},{"name":2}]', ["btc_usd"]),
+        ("{}", []),
+        ("null", []),
+    ],
+)
+async def test_index_names_are_read_in_both_shapes(result: str, names: list[str]) -> None:
+    async with create_http(settings_for(), httpx.MockTransport(answering(reply(result)))) as http:
+        assert await get_index_names(http) == names

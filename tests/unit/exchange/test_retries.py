@@ -1,4 +1,4 @@
-"""The attempts at one slot: what is tried again, for how long, and what one ticker's trouble takes from another."""
+"""The attempts at one slot: what is retried, for how long, and that tickers do not affect each other."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ UNUSED: Any = None
 
 
 async def attempt_all(*arguments: Any) -> tuple[list[Any], dict[str, DeribitError]]:
-    """Everything that comes, in the order it comes."""
+    """All results, in the order of their arrival."""
     prices: list[Any] = []
     errors: dict[str, DeribitError] = {}
     async for some, others in attempts(*arguments):
@@ -49,7 +49,7 @@ def a_worker(http: httpx.AsyncClient = UNUSED, **others: Any) -> Worker:
 def run_attempts(
     outcome: Callable[[int], Awaitable[str]], budget: float = BUDGET_SECONDS
 ) -> tuple[str | DeribitError, list[float], float]:
-    """The outcome, when each attempt began, and when all was over, on a clock that does not wait."""
+    """The outcome, the start of each attempt, and the end, on a simulated clock."""
     began: list[float] = []
 
     async def attempt() -> str:
@@ -71,21 +71,21 @@ async def failing(number: int) -> str:
     raise PASSING
 
 
-def test_a_success_is_not_repeated() -> None:
+def test_a_success_is_not_retried() -> None:
     async def succeed(number: int) -> str:
         return f"attempt {number}"
 
     assert run_attempts(succeed) == ("attempt 1", [0.0], 0.0)
 
 
-def test_what_cannot_succeed_is_not_repeated() -> None:
+def test_an_error_that_cannot_pass_is_not_retried() -> None:
     async def refuse(number: int) -> str:
         raise LASTING
 
     assert run_attempts(refuse) == (LASTING, [0.0], 0.0)
 
 
-def test_what_passes_is_repeated_until_it_succeeds() -> None:
+def test_a_passing_error_is_retried_until_success() -> None:
     async def succeed_at_last(number: int) -> str:
         return f"attempt {number}" if number == 3 else await failing(number)
 
@@ -93,7 +93,7 @@ def test_what_passes_is_repeated_until_it_succeeds() -> None:
     assert (outcome, len(began)) == ("attempt 3", 3)
 
 
-def test_a_lasting_error_ends_the_repeats() -> None:
+def test_a_lasting_error_ends_the_retries() -> None:
     async def worsen(number: int) -> str:
         raise PASSING if number == 1 else LASTING
 
@@ -139,7 +139,7 @@ def test_a_hanging_attempt_ends_with_the_budget() -> None:
     assert end == pytest.approx(BUDGET_SECONDS)
 
 
-def test_one_tickers_failure_takes_nothing_from_another() -> None:
+def test_one_tickers_failure_does_not_affect_another() -> None:
     async def observe(ticker: str) -> str:
         match ticker:
             case "lasting":
@@ -154,7 +154,7 @@ def test_one_tickers_failure_takes_nothing_from_another() -> None:
 
     tickers = ["btc_usd", "lasting", "slow", "passing", "hanging", "eth_usd"]
     prices, errors = run_fast(attempt_all(a_worker(), tickers, observe, BUDGET_SECONDS))
-    assert prices == ["price of btc_usd", "price of eth_usd", "price of slow"]  # as they came
+    assert prices == ["price of btc_usd", "price of eth_usd", "price of slow"]  # in the order of arrival
     assert {ticker: error.code for ticker, error in errors.items()} == (
         {"lasting": "RPC_-32602", "passing": "RPC_10028", "hanging": "TIMEOUT"}
     )
@@ -176,7 +176,7 @@ def test_there_are_never_more_requests_at_once_than_the_exchange_allows() -> Non
     assert (sorted(prices), errors, most) == (sorted(tickers), {}, CONCURRENCY)
 
 
-def test_a_pause_holds_no_place_that_another_ticker_could_use() -> None:
+def test_a_pause_does_not_occupy_a_connection() -> None:
     async def observe(ticker: str) -> str:
         if ticker.startswith("bad"):
             raise PASSING
@@ -194,7 +194,7 @@ def test_a_pause_holds_no_place_that_another_ticker_could_use() -> None:
     assert run_fast(run()) == pytest.approx(0.1)
 
 
-def test_the_exchanges_passing_errors_are_outlived() -> None:
+def test_several_passing_errors_are_followed_by_a_price() -> None:
     asked: list[httpx.Request] = []
     outcomes: list[httpx.Response | Exception] = [
         httpx.Response(429, content="<html>"),
@@ -210,7 +210,7 @@ def test_the_exchanges_passing_errors_are_outlived() -> None:
     assert (run_fast(run()).price, len(asked)) == (Decimal("2722.4"), 4)
 
 
-async def test_a_slot_that_is_over_asks_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_slot_that_is_over_sends_no_request(caplog: pytest.LogCaptureFixture) -> None:
     asked: list[httpx.Request] = []
     over = datetime.now(UTC) - timedelta(seconds=60)
     async with create_http(settings_for(), httpx.MockTransport(in_turn([], asked))) as http:

@@ -1,4 +1,4 @@
-"""Which chart point heals which slot, and which chart is asked."""
+"""Which chart point heals which slot, and which charts are requested."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -47,11 +47,11 @@ def test_a_slot_takes_the_nearest_point() -> None:
     assert match(run(0, 3), points) == ([healed(0, 0, "1"), healed(60, 65, "3"), healed(120, 120, "4")], [])
 
 
-def test_of_two_points_as_near_the_earlier_is_taken() -> None:
+def test_of_two_equally_near_points_the_earlier_is_used() -> None:
     assert match(run(60, 1), [point(50, "1"), point(70, "2")]) == ([healed(60, 50, "1")], [])
 
 
-def test_half_an_interval_is_near_enough_and_more_is_not() -> None:
+def test_a_point_is_near_within_half_an_interval() -> None:
     assert match(run(60, 1), [point(30), point(120)]) == ([healed(60, 30)], [])
     assert match(run(60, 1), [point(29.999), point(120)]) == ([], [run(60, 1)])
 
@@ -64,11 +64,11 @@ def test_a_slot_beyond_the_charts_ends_may_still_be_answered() -> None:
 
 
 @pytest.mark.parametrize("points", [[], [point(0)]])
-def test_a_chart_too_short_to_lie_around_a_slot_says_nothing_of_it(points: list[ChartPoint]) -> None:
+def test_a_chart_that_does_not_surround_a_slot_leaves_it_open(points: list[ChartPoint]) -> None:
     assert match(run(-600, 1), points) == match(run(600, 1), points) == ([], [])
 
 
-def test_holes_are_told_as_runs() -> None:
+def test_holes_are_returned_as_runs() -> None:
     tens = timedelta(seconds=10)
     assert match(run(0, 12, tens), [point(0), point(60), point(120)]) == (
         [healed(0, 0), healed(60, 60)],
@@ -104,9 +104,7 @@ def slots_of(runs: list[MissingRun]) -> list[datetime]:
     st.sets(st.integers(-20, 400)),
 )
 @settings(max_examples=300)
-def test_matching_is_what_trying_every_point_would_find(
-    first: int, slots: int, interval: int, quarters: set[int]
-) -> None:
+def test_matching_equals_a_search_over_every_point(first: int, slots: int, interval: int, quarters: set[int]) -> None:
     points = [point(quarter / 4, str(100 + quarter)) for quarter in sorted(quarters)]
     missing = run(first, slots, timedelta(seconds=interval))
     prices, holes = match(missing, points)
@@ -114,7 +112,7 @@ def test_matching_is_what_trying_every_point_would_find(
 
 
 async def ranges_asked(*ages: timedelta) -> list[str]:
-    """The ranges asked for when slots of these ages are missing and no chart has an answer."""
+    """The ranges requested if slots of these ages are missing and every chart is empty."""
     asked: list[str] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -141,18 +139,18 @@ async def ranges_asked(*ages: timedelta) -> list[str]:
         (timedelta(days=365), "all"),
     ],
 )
-async def test_the_finest_chart_that_reaches_back_is_asked(age: timedelta, chart_range: str) -> None:
+async def test_the_finest_chart_that_reaches_back_is_requested(age: timedelta, chart_range: str) -> None:
     assert await ranges_asked(age) == [chart_range]
 
 
-async def test_each_chart_is_asked_once_whatever_is_missing() -> None:
+async def test_each_chart_is_requested_at_most_once() -> None:
     ages = [timedelta(days=3), timedelta(minutes=5), timedelta(days=4), timedelta(minutes=7), timedelta(minutes=9)]
     assert await ranges_asked(*ages) == ["1h", "1m"]
 
 
-async def test_nothing_missing_asks_nothing() -> None:
+async def test_without_missing_slots_no_chart_is_requested() -> None:
     assert await ranges_asked() == []
 
 
-def test_the_ranges_reach_further_and_further() -> None:
+def test_each_range_reaches_further_than_the_one_before() -> None:
     assert list(RANGES.values()) == sorted(RANGES.values())

@@ -1,4 +1,4 @@
-"""When the pages are built, with which Node, and what is served when that fails or is cut off."""
+"""When the pages are built, with which Node, and what is served if the build fails or is interrupted."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from shared.local.pages import build
 ROOT = Path(__file__).parents[3]
 WEB = ROOT / "server" / "web"
 
-# Stands in for Node and Vite, which the tests in a browser have in earnest. Vite is told where to put its files.
+# Replaces Node and Vite; the browser tests use the real ones. Vite gets its output folder as an option.
 NODE = """#!/bin/sh
 [ "$1" = --version ] && echo {version} && exit
 echo "$1" >> {folder}/calls
@@ -28,7 +28,9 @@ mkdir -p "$new/assets" && cp {folder}/web/index.html "$new/" || exit 1
 [ -e {folder}/hang ] && exec sleep 60
 exit {status}
 """
+# Fails without a cache folder of its own, as npm does if the home folder cannot be written.
 NPM = """#!/bin/sh
+case "$*" in *--cache={folder}/web/.node/*) ;; *) exit 9;; esac
 echo "npm $1" >> {folder}/calls
 mkdir -p node_modules && cp package-lock.json node_modules/.package-lock.json
 exit {status}
@@ -36,7 +38,7 @@ exit {status}
 
 
 class Machine:
-    """A server folder with sources, and a PATH with a Node and an npm of our making."""
+    """A server folder with sources, and a PATH with a fake Node and a fake npm."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,7 +62,7 @@ class Machine:
         (self.web / "package-lock.json").write_text(json.dumps({"packages": needed}))
 
     def calls(self) -> list[str]:
-        """Since the last look."""
+        """Since the last call of this function."""
         file = self.folder / "calls"
         lines = [Path(line).name for line in file.read_text().splitlines()] if file.exists() else []
         file.unlink(missing_ok=True)
@@ -71,11 +73,11 @@ class Machine:
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.defpath}")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")  # no way to a wheel
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # no wheel can be downloaded
     return machine
 
 
-def test_pages_are_built_once_for_their_sources(machine: Machine) -> None:
+def test_pages_are_built_once_per_state_of_their_sources(machine: Machine) -> None:
     assert build(machine.folder) is None
     assert machine.calls() == ["npm ci", "vite.js"]
     assert (machine.static / "index.html").read_text() == "first"
@@ -100,7 +102,7 @@ def test_pages_are_built_once_for_their_sources(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(("npm", "vite", "said"), [(1, 0, "npm ci failed"), (0, 1, "vite build failed")])
-def test_a_build_that_fails_leaves_the_pages_there_are(machine: Machine, npm: int, vite: int, said: str) -> None:
+def test_a_failed_build_leaves_the_old_pages(machine: Machine, npm: int, vite: int, said: str) -> None:
     machine.has_node(npm=npm, vite=vite)
     reason = build(machine.folder)
     assert reason is not None
@@ -121,7 +123,7 @@ def test_a_build_that_fails_leaves_the_pages_there_are(machine: Machine, npm: in
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child outlives its parent")
-def test_a_build_that_is_killed_is_never_served(machine: Machine) -> None:
+def test_a_killed_build_is_never_served(machine: Machine) -> None:
     (machine.folder / "hang").touch()
     code = f"from pathlib import Path; from shared.local.pages import build; build(Path({str(machine.folder)!r}))"
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as process:
@@ -138,7 +140,7 @@ def test_a_build_that_is_killed_is_never_served(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("version", ["v18.20.8", "v20.18.3", "v21.7.3", "v22.11.0", "something else"])
-def test_instead_of_a_node_too_old_for_vite_the_wheels_is_used(machine: Machine, version: str) -> None:
+def test_if_node_is_too_old_for_vite_the_wheel_is_used(machine: Machine, version: str) -> None:
     machine.has_node(version)
     lock, wheel = machine.web / "requirements.lock", machine.web / ".node"
     lock.write_text("as it was installed")
@@ -158,7 +160,7 @@ def test_a_node_that_vite_accepts_is_used(machine: Machine, version: str) -> Non
     assert machine.calls() == ["npm ci", "vite.js"]
 
 
-def test_with_no_way_to_a_node_there_are_no_pages(machine: Machine) -> None:
+def test_without_a_usable_node_there_are_no_pages(machine: Machine) -> None:
     machine.has_node("v18.20.8")
     (machine.web / "requirements.lock").write_text((WEB / "requirements.lock").read_text())
     reason = build(machine.folder)
@@ -168,7 +170,7 @@ def test_with_no_way_to_a_node_there_are_no_pages(machine: Machine) -> None:
     assert not machine.static.exists()
 
 
-def test_without_pages_nothing_fails(
+def test_a_failed_build_is_one_line_and_no_error(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.has_node(npm=1)

@@ -7,15 +7,18 @@ from typing import Any
 import arq
 import pytest
 from graphql import GraphQLError
-from prometheus_client import generate_latest
+from prometheus_client import Counter, generate_latest
 from starlette.types import Message
 
 from server.metrics import CountedSockets, Metrics, operation_label
 from server.schema.documents import GraphQLRequest
 from server.schema.root import schema
 from shared.telemetry.metrics import Timing, create_registry, histogram
+from tests.unit.replies import settings_for
 from worker import metrics as worker
+from worker.context import Worker
 from worker.exchange.errors import DeribitError
+from worker.instrument import instrumented
 
 UNUSED: Any = None
 PREFIX = "deribit_collector_"
@@ -85,6 +88,12 @@ async def test_registries_are_of_one_app_or_worker_alone() -> None:
     assert [line % "1.0" in told[0], line % "0.0" in told[1]] == [True, True]
 
 
+def counts(counter: Counter) -> list[tuple[dict[str, str], float]]:
+    """Labels and value of each series of a counter."""
+    [family] = counter.collect()
+    return [(sample.labels, sample.value) for sample in family.samples]
+
+
 @pytest.mark.parametrize(
     ("outcome", "error"),
     [("ok", None), ("retried", arq.Retry(1)), ("failed", OSError()), ("cancelled", asyncio.CancelledError())],
@@ -95,14 +104,15 @@ async def test_a_job_is_counted_by_what_became_of_it(outcome: str, error: BaseEx
             raise error
         return "done"
 
-    metrics = worker.Metrics((), UNUSED)
-    counted = metrics.counted(job, "job")
+    collector = Worker(settings_for(), UNUSED, UNUSED, UNUSED, name="unit:1")
+    counted = instrumented(collector, job, "job")
     if error is None:
         assert await counted({}) == "done"
     else:
         with pytest.raises(type(error)):
             await counted({})
-    assert dict(metrics._jobs) == {("job", name): int(name == outcome) for name in worker.OUTCOMES}
+    runs = {labels["outcome"]: n for labels, n in counts(collector.metrics._jobs) if labels["name"] == "job"}
+    assert runs == {name: int(name == outcome) for name in worker.OUTCOMES}
     assert counted.__qualname__ == job.__qualname__
 
 
@@ -115,9 +125,10 @@ async def test_the_exchanges_codes_are_no_more_than_a_label_may_have() -> None:
     with pytest.raises(ZeroDivisionError):
         async with metrics.calling("get_index_chart_data"):
             raise ZeroDivisionError
-    codes = {code: count for (method, code), count in metrics._calls.items() if method == "get_index_price"}
-    assert codes == {"ok": 0} | {f"RPC_{n}": 1 for n in range(worker.MOST_CODES)} | {"OTHER": 60}
-    assert metrics._calls["get_index_chart_data", "OTHER"] == 1
+    calls = counts(metrics._calls)
+    codes = {labels["code"]: n for labels, n in calls if labels["method"] == "get_index_price"}
+    assert codes == {"ok": 0} | {f"RPC_{n}": 1 for n in range(worker.MAX_CODES)} | {"OTHER": 60}
+    assert ({"method": "get_index_chart_data", "code": "OTHER"}, 1) in calls
 
 
 @pytest.mark.parametrize(
