@@ -23,7 +23,7 @@ from shared.queue.jobs import FETCH_PRICES
 from shared.queue.rate_limit import TAKE, Limit, arguments, refusal
 from shared.queue.replication import Unconfirmed, execute_confirmed, execute_confirmed_if_possible
 from shared.storage.prices import Price, dump_price, load_price
-from shared.telemetry.traces import carried
+from shared.telemetry.traces import current_traceparent
 
 KEEP_FINISHED_SECONDS = 3600
 _KEEP_QUEUED_SECONDS = 86_400
@@ -125,7 +125,7 @@ async def enqueue_fetch_prices(redis: ArqRedis, tickers: Sequence[str], limits: 
         _KEEP_QUEUED_SECONDS,
         _key(""),
         job_key_prefix,
-        json.dumps(carried()),
+        json.dumps(current_traceparent()),
         *most,
     )
     answered: bytes | list[int]
