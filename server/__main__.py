@@ -11,6 +11,7 @@ from server.transport.http import (
     make_room_for_connections,
 )
 from shared.config.settings import SettingsError, load_settings
+from shared.config.unknown_names import warn_about_unknown_names
 from shared.telemetry.logs import configure_logging
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     configure_logging(settings, add_request_id)
+    warn_about_unknown_names()
     app = create_app(settings)
     server = create_server(app, settings.host, settings.port, make_room_for_connections(), settings.drain_seconds)
     with contextlib.suppress(KeyboardInterrupt):
