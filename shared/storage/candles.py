@@ -1,4 +1,4 @@
-"""Candles from the rollups by the minute and by the hour that the database keeps exact with the prices."""
+"""Candles from rollups by minute and by hour, which triggers keep exact in the transaction that stores prices."""
 
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -33,12 +33,12 @@ _CANDLES = """
             make_interval(secs => interval_seconds) as step,
             since,
             lead(since, 1, 'infinity') over (order by since) as until,
-            -- The seconds of a row that are slots. Every step divides the row's width, or is a multiple of it.
+            -- A bit for each second of a row that is a slot: a step divides the row's width, or is a multiple of it.
             rpad('', {width}, rpad('1', interval_seconds, '0'))::bit({width}) as slots
         from schedules
         where ticker = $1
     ), part as (
-        -- No candle is made of more rows than fit in it, so these are enough for all that are asked for.
+        -- As many rows as fit into `limit` candles are enough.
         select date_bin($2, start, 'epoch') as bucket, start, open, high, low, close, samples, seconds
         from {table}
         where ticker = $1
@@ -58,7 +58,7 @@ _CANDLES = """
                 select sum(bit_count(substring(seconds & slots from first + 1 for after - first)))
                 from schedule
                 cross join lateral (
-                    -- The part of the row that the schedule was in force, in seconds: mostly all of it.
+                    -- The seconds of the row in which the schedule was in force: mostly all.
                     select
                         case
                             when since <= start then 0

@@ -129,7 +129,7 @@ async def test_what_each_did_is_told_where_none_can_be_had(servers: Servers) -> 
     with pytest.raises(ConnectionError) as caught:
         await connect(of("gone", "standby"))
     assert str(caught.value) == (
-        "gone:5432: ConnectionRefusedError: [Errno 111] refused; standby:5432: not of the kind that is wanted"
+        "gone:5432: ConnectionRefusedError: [Errno 111] refused; standby:5432: not the kind of server that is wanted"
     )
 
 
