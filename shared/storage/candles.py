@@ -25,7 +25,7 @@ LENGTHS = {
 }
 
 
-# $1 ticker, $2 the candle's length, $3 from, $4 to, $5 limit, $6 now or null. `{table}` has rows of `{width}` seconds.
+# $1 ticker, $2 length of a candle, $3 from, $4 to, $5 limit, $6 now or null. A row of `{table}`: `{width}` s.
 _CANDLES = """
     with schedule as (
         select
@@ -114,7 +114,7 @@ def candles(
     limit: int,
     now: datetime | None = None,
 ) -> Statement:
-    """Oldest first: from the candle that `from_dt` falls in to the one that `to_dt` falls in, each of them whole.
+    """Oldest first: every whole candle from the one that contains `from_dt` to the one that contains `to_dt`.
 
     A candle that begins before the first schedule is never complete, because nothing was expected then. `now` is
     PostgreSQL's clock unless it is given.

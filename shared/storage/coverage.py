@@ -138,7 +138,7 @@ async def select_coverages(
 
 
 def gaps(ticker: str, from_dt: datetime, to_dt: datetime, limit: int, now: datetime | None = None) -> Statement:
-    """Oldest first, neighbouring runs with the same reason and detail merged."""
+    """Oldest first; neighbouring runs with the same reason and detail are merged."""
     return Statement(_GAPS, (ticker, from_dt, to_dt, now, limit))
 
 

@@ -47,8 +47,9 @@ class Pool:
     def __init__(self, connect: Callable[[], Awaitable[Connection]], size: int, *, only_reads: bool = False) -> None:
         self.only_reads = only_reads
         self._connect = connect
-        self._size = size
-        self._open = 0
+        self.size = size
+        self.open = 0
+        "Connections, with those that are being opened."
         self._idle: list[tuple[Connection, float]] = []
         self._lent: dict[Connection, float] = {}
         self._outdated: set[Connection] = set()
@@ -68,15 +69,6 @@ class Pool:
         self._loop: asyncio.AbstractEventLoop
 
     @property
-    def size(self) -> int:
-        return self._size
-
-    @property
-    def open(self) -> int:
-        """Includes connections that are being opened."""
-        return self._open
-
-    @property
     def in_use(self) -> int:
         return len(self._lent)
 
@@ -91,12 +83,12 @@ class Pool:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Connections in use are closed when they are given back."""
-        self._size = 0
+        self.size = 0
         idle, self._idle = self._idle, []
         for future, _, _ in self._waiting:
             if not future.done():
                 future.set_exception(asyncpg.InterfaceError(_CLOSED))
-        self._open -= len(idle)
+        self.open -= len(idle)
         # Concurrently, because a pooler may let each `close` run into its time-out.
         await asyncio.gather(*(_close(connection) for connection, _ in idle))
 
@@ -108,18 +100,18 @@ class Pool:
                 self._lend(connection, deadline)
                 return connection
             connection.terminate()
-            self._open -= 1
+            self.open -= 1
         return None
 
     async def take(self, deadline: float) -> Connection:
         """As `take_idle`, but opens a connection or waits for one. Raises `TimeoutError` and what connecting raises."""
-        if not self._size:
+        if not self.size:
             raise asyncpg.InterfaceError(_CLOSED)
-        if not self._open:
+        if not self.open:
             self._loop = asyncio.get_running_loop()
         while True:
             connection = self.take_idle(deadline)
-            if connection is None and self._open < self._size:
+            if connection is None and self.open < self.size:
                 async with asyncio.timeout(deadline - time.monotonic()):
                     connection = await self._open_one()
                 self._lend(connection, deadline)
@@ -129,9 +121,9 @@ class Pool:
 
     def give_back(self, connection: Connection) -> None:
         del self._lent[connection]
-        if connection.is_closed() or not self._size or (self._outdated and connection in self._outdated):
+        if connection.is_closed() or not self.size or (self._outdated and connection in self._outdated):
             self._outdated.discard(connection)
-            self._open -= 1
+            self.open -= 1
             connection.terminate()
             self._wake(None)
         elif not self._wake(connection):
@@ -156,7 +148,7 @@ class Pool:
         for connection, used in self._idle:
             if used <= since:
                 connection.terminate()
-                self._open -= 1
+                self.open -= 1
         self._idle = [(connection, used) for connection, used in self._idle if used > since]
 
     async def _settle(self, connection: Connection) -> None:
@@ -168,11 +160,11 @@ class Pool:
             self.give_back(connection)
 
     async def _open_one(self) -> Connection:
-        self._open += 1
+        self.open += 1
         try:
             return await self._connect()
         except BaseException:
-            self._open -= 1
+            self.open -= 1
             self._wake(None)
             raise
 

@@ -1,8 +1,8 @@
 """Prices in the order in which they were stored, for followers: LISTEN/NOTIFY and a cursor.
 
-PostgreSQL notifies at the commit (migration 0004), whoever stores, even if Redis is unavailable. A notification says
-only that there is something to read. Followers read from their position on, so one that was disconnected, or behind a
-pooler that drops notifications, misses nothing. A chart average that is replaced before it is read is never sent.
+PostgreSQL notifies at the commit (migration 0004), even if Redis is unavailable. A notification says only that there is
+something to read. Followers read from their position on, so one that was disconnected, or behind a pooler that drops
+notifications, misses nothing. A chart average that is replaced before it is read is never sent.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,17 +48,15 @@ def listen(settings: Settings, connected: Callable[[], None], heard: Callable[[]
         session = {"application_name": "server, live", "timezone": "UTC"}
         if settings.database_pooler:  # it passes no notifications on
             connection = await hosts.connect(statement_cache_size=0, server_settings=session)
-            connected()
-            return connection
-        connection = await hosts.connect(server_settings={**session, "jit": "off"})
-        try:
-            await connection.add_listener(CHANNEL, lambda *_: heard())
-        except asyncpg.InternalClientError as error:  # PostgreSQL closed the connection before the LISTEN
-            connection.terminate()
-            raise ConnectionResetError(str(error)) from error
-        except BaseException:
-            connection.terminate()
-            raise
+        else:
+            connection = await hosts.connect(server_settings={**session, "jit": "off"})
+            try:
+                await connection.add_listener(CHANNEL, lambda *_: heard())
+            except BaseException as error:
+                connection.terminate()
+                if isinstance(error, asyncpg.InternalClientError):  # PostgreSQL closed it before the LISTEN
+                    raise ConnectionResetError(str(error)) from error
+                raise
         connected()
         return connection
 

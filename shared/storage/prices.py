@@ -137,7 +137,7 @@ def tickers(names: Sequence[str], interval_seconds: int) -> Statement:
             limit 1
         ) as latest on true
         left join lateral (
-            -- Of the prices that are kept: skips the index entries of those that were dropped.
+            -- Of the kept prices: skips the index entries of dropped ones.
             select timestamp
             from prices
             where prices.ticker = wanted.name collate "C"

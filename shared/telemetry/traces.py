@@ -3,7 +3,7 @@
 Off unless OTEL_EXPORTER_OTLP_ENDPOINT is set: OpenTelemetry's API alone records nothing, and its SDK is not imported.
 The SDK reads everything else (headers, sampler, resource, time-outs) from its own standard variables.
 
-The tracer is global to the process, as the loggers are, so nobody passes it down to where a span is opened.
+The tracer is global to the process, as the loggers are, so it is not passed down to where a span is opened.
 """
 
 import logging

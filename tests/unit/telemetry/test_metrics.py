@@ -1,4 +1,4 @@
-"""What an operation is called, which codes a label may have, and how what was timed is told."""
+"""Labels of operations and codes, and histograms."""
 
 import asyncio
 import time
@@ -42,17 +42,17 @@ PREFIX = "deribit_collector_"
         ("{ tickers }" + " " * 20_000, None, "refused"),
     ],
 )
-def test_an_operation_is_called_by_what_it_asks_for(query: str, operation_name: str | None, operation: str) -> None:
+def test_an_operation_is_labelled_with_its_field(query: str, operation_name: str | None, operation: str) -> None:
     assert operation_of(query, operation_name) == operation
 
 
 @pytest.mark.parametrize("code", ["GRAPHQL_PARSE_FAILED", "QUERY_TOO_COMPLEX"])
-def test_what_was_refused_unread_is_not_read_for_its_name(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_document_is_not_parsed_for_its_label(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.metrics.load_document", lambda _: pytest.fail("it is read"))
     assert operation_of("{ tickers }", None, [GraphQLError("Refused.", extensions={"code": code})]) == "refused"
 
 
-def test_what_is_timed_is_told_by_bound() -> None:
+def test_a_histogram_counts_by_bound() -> None:
     one, other = Timing((0.1, 1.0)), Timing((0.1, 1.0))
     for seconds, timing in ((0.05, one), (0.5, one), (0.5, other), (20, other)):
         timing.add_since(time.perf_counter() - seconds)
@@ -63,7 +63,7 @@ def test_what_is_timed_is_told_by_bound() -> None:
     assert 21.05 <= told[4][2] < 22
 
 
-async def test_registries_are_of_one_app_or_worker_alone() -> None:
+async def test_each_registry_counts_its_own_app_only() -> None:
     first, second = Metrics(), Metrics()
     first.answered("tickers", "ok", time.perf_counter())
     told = [generate_latest(create_registry(metrics)).decode() for metrics in (first, second)]
@@ -92,7 +92,7 @@ async def test_a_job_is_counted_by_what_became_of_it(outcome: str, error: BaseEx
     assert counted.__qualname__ == job.__qualname__
 
 
-async def test_the_exchanges_codes_are_no_more_than_a_label_may_have() -> None:
+async def test_the_number_of_exchange_codes_is_bounded() -> None:
     metrics = worker.Metrics((), UNUSED)
     for number in range(100):
         with pytest.raises(DeribitError):
