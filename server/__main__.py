@@ -8,6 +8,7 @@ from server.process import create_server
 from server.request_ids import add_request_id
 from server.transport.http import raise_file_limit
 from shared.config.settings import SettingsError, load_settings
+from shared.config.unknown_names import warn_about_unknown_names
 from shared.telemetry.logs import configure_logging
 
 NOT_STARTED = 3
@@ -25,6 +26,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     configure_logging(settings, add_request_id)
+    warn_about_unknown_names()
     app = create_app(settings)
     server = create_server(app, settings.host, settings.port, raise_file_limit(), settings.drain_seconds)
     with contextlib.suppress(KeyboardInterrupt):

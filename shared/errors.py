@@ -4,15 +4,15 @@ ServiceError
 ├── BadUserInput        the message names the argument and what is accepted
 ├── UnknownTicker       not among the tickers collected here
 ├── PriceStale          older than the caller allows
-├── QueryTooComplex     more rows asked for than one request may
+├── QueryTooComplex     more rows than one request may ask for
 ├── PersistedQueryNotFound  the client sends the document again
-├── Unauthenticated     without the right token, where one is needed
-├── RateLimited         more asked for than is done in a minute, or at a time
-├── StorageUnavailable  PostgreSQL is away
-└── QueueUnavailable    Redis is away
+├── Unauthenticated     the token is missing or wrong
+├── RateLimited         too many requests in a minute, or at the same time
+├── StorageUnavailable  PostgreSQL is unavailable
+└── QueueUnavailable    Redis is unavailable
 
-graphql-core copies `extensions` into the answer, so this module needs no GraphQL. Anything that is not a `ServiceError`
-is a fault of ours, and its detail stays in the log.
+graphql-core copies `extensions` into the answer, so this module needs no GraphQL. Every other exception
+is a fault of ours; its detail stays in the log.
 """
 
 from typing import Any, ClassVar
@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 class ServiceError(Exception):
     code: ClassVar[str]
     is_ours: ClassVar[bool] = False
-    "True where the operator, not the client, has to act."
+    "True if the operator, not the client, must act."
 
     @property
     def extensions(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class StorageUnavailable(ServiceError):
     def __init__(
         self, message: str = "The price storage is unavailable; try again shortly.", *, is_answered: bool = False
     ) -> None:
-        """`is_answered`: PostgreSQL itself refused, rather than being out of reach."""
+        """`is_answered`: PostgreSQL is reachable and answered with an error."""
         super().__init__(message)
         self.is_answered = is_answered
 
@@ -83,5 +83,5 @@ class QueueUnavailable(ServiceError):
 
 
 def describe(error: BaseException) -> str:
-    """Its kind and, where there is one, its text: a time-out has none."""
+    """Its type and its text, if it has one: a time-out has none."""
     return ": ".join(filter(None, (type(error).__name__, str(error))))

@@ -6,7 +6,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def slot_of(instant: datetime, interval: timedelta) -> datetime:
-    """The slot that is running at `instant`."""
+    """The slot that contains `instant`."""
     return instant - (instant - EPOCH) % interval
 
 

@@ -1,19 +1,22 @@
 """`python -m shared.migrate`: apply the numbered SQL files that the database does not have yet.
 
-Each file runs once, in a transaction of its own, and is recorded with its checksum. Safe to run twice and from two
-places at once. A file that was changed after it was applied is an error, and so is a lock that cannot be had.
+Each file runs once, in a transaction of its own, and is recorded with its checksum. Safe to run twice, and from two
+places at once. It is an error if a file was changed after it was applied, or if a lock is not free in time.
 """
 
 import asyncio
 import hashlib
 import re
+import socket
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
 
+from shared.config.database_url import hosts_of
 from shared.config.settings import SettingsError, load_settings
 from shared.errors import describe
 from shared.storage.database import Pool, fetch_row
@@ -22,12 +25,17 @@ from shared.telemetry.logs import configure_logging
 
 DIRECTORY = Path(__file__).parent / "storage" / "migrations"
 
-_LOCK = 0x64657269  # "deri": any number that no other program on this database uses
+_LOCK = 0x64657269  # the advisory lock's number: "deri"
 _WAIT_FOR_DATABASE_SECONDS = 60
+
+COMPOSE_NAMES = (
+    "`postgres` and `redis` are names inside docker compose; elsewhere set DATABASE_URL and REDIS_URL to hosts that "
+    "this machine knows, or leave both out so that `make run` starts its own servers"
+)
 
 
 class MigrationError(Exception):
-    """The database was left as it was; the message says what to do."""
+    """The database is unchanged; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class Migration:
 
 
 def read_migrations(directory: Path = DIRECTORY) -> list[Migration]:
-    """Every `NNNN_name.sql` in order; the numbers have to be 1, 2, 3 …"""
+    """Every `NNNN_name.sql` in order. Raises `MigrationError` unless the numbers are 1, 2, 3 …"""
     migrations: list[Migration] = []
     for path in sorted(directory.glob("*.sql")):
         match = re.fullmatch(r"(\d{4})_[a-z0-9_]+", path.stem)
@@ -53,9 +61,9 @@ def read_migrations(directory: Path = DIRECTORY) -> list[Migration]:
 
 
 async def migrate(dsn: str, migrations: Sequence[Migration] | None = None) -> list[str]:
-    """Bring the database up to date; answers the names that were applied now."""
+    """Bring the database up to date. Returns the names of the migrations that were applied now."""
     migrations = read_migrations() if migrations is None else migrations
-    # Nothing is kept or set beyond a transaction: that works behind a pooler too.
+    # No state outlives a transaction, so this works behind a pooler too.
     connection = await write_hosts(dsn).connect(
         5, statement_cache_size=0, server_settings={"application_name": "migrate"}
     )
@@ -79,7 +87,7 @@ async def migrate(dsn: str, migrations: Sequence[Migration] | None = None) -> li
 
 
 async def select_version(pool: Pool) -> int:
-    """The newest migration the database has, 0 for none. Raises `StorageUnavailable`."""
+    """The newest migration that the database has, 0 for none. Raises `StorageUnavailable`."""
     exists = await fetch_row(pool, "select to_regclass('schema_migrations') is not null as exists")
     if exists is None or not exists["exists"]:
         return 0
@@ -90,7 +98,7 @@ async def select_version(pool: Pool) -> int:
 async def _apply(connection: "asyncpg.Connection[asyncpg.Record]", migration: Migration) -> bool:
     """Apply one migration unless it is recorded."""
     async with connection.transaction():
-        # Whatever the database gives everyone: an index takes its time.
+        # Overrides the database's own limit, because building an index takes long.
         await connection.execute("set local statement_timeout = 0; set local lock_timeout = '60s'")
         await connection.execute("select pg_advisory_xact_lock($1::bigint)", _LOCK)
         applied = await connection.fetchval(
@@ -100,9 +108,9 @@ async def _apply(connection: "asyncpg.Connection[asyncpg.Record]", migration: Mi
             return False
         if applied is not None:
             raise MigrationError(
-                f"{migration.name}.sql was changed after it had been applied; restore it and write a new migration"
+                f"{migration.name}.sql was changed after it was applied; restore it and write a new migration"
             )
-        # A table lock that is waited for blocks every reader behind it: give up early and leave the service running.
+        # While it waits for a table lock, every later reader waits behind it: give up early, the service stays up.
         await connection.execute("set local lock_timeout = '5s'")
         await connection.execute(migration.sql)
         await connection.execute(
@@ -114,30 +122,36 @@ async def _apply(connection: "asyncpg.Connection[asyncpg.Record]", migration: Mi
         return True
 
 
-async def _migrate_when_reachable(dsn: str) -> list[str]:
+async def migrate_when_reachable(dsn: str) -> list[str]:
     """As `migrate`, but waits for a server that is still starting."""
-    deadline = asyncio.get_running_loop().time() + _WAIT_FOR_DATABASE_SECONDS
-    is_told = False
+    deadline = time.monotonic() + _WAIT_FOR_DATABASE_SECONDS
+    is_reported = False
     while True:
         try:
             return await migrate(dsn)
         except (OSError, TimeoutError, asyncpg.CannotConnectNowError) as error:
-            if asyncio.get_running_loop().time() > deadline:
-                raise MigrationError(f"PostgreSQL cannot be reached: {describe(error)}") from error
-            if not is_told:
-                print(
-                    f"migrate: waiting up to {_WAIT_FOR_DATABASE_SECONDS} s for PostgreSQL: {describe(error)}",
-                    flush=True,
-                )
-                is_told = True
+            reason = explain_unreachable(error, dsn)
+            if not is_reported:
+                print(f"migrate: waiting up to {_WAIT_FOR_DATABASE_SECONDS} s for PostgreSQL: {reason}", flush=True)
+                is_reported = True
+            if time.monotonic() > deadline:
+                raise MigrationError(f"PostgreSQL cannot be reached: {reason}") from error
             await asyncio.sleep(0.2)
+
+
+def explain_unreachable(error: BaseException, url: str) -> str:
+    """A name that cannot be resolved is named here, because the error itself does not name it."""
+    if not isinstance(error, socket.gaierror):
+        return describe(error)
+    hosts = ", ".join(name for name, _ in hosts_of(url))
+    return f"the host name {hosts} cannot be resolved ({error.strerror}). {COMPOSE_NAMES}"
 
 
 def main() -> int:
     try:
         settings = load_settings(redis_url="redis://localhost")  # not used here, so it need not be set
         configure_logging(settings)
-        applied = asyncio.run(_migrate_when_reachable(settings.database_url))
+        applied = asyncio.run(migrate_when_reachable(settings.database_url))
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ import sys
 from redis.exceptions import RedisError
 
 from shared.config.settings import Settings, SettingsError, load_settings
+from shared.config.unknown_names import warn_about_unknown_names
 from shared.errors import QueueUnavailable
 from shared.queue.client import open_redis, within_deadline
 from shared.queue.worker_registry import forget_worker, select_live_workers
@@ -72,6 +73,7 @@ def main() -> int:
         with contextlib.suppress(QueueUnavailable):
             return 0 if asyncio.run(is_healthy(settings)) else 1
         return 1
+    warn_about_unknown_names()
     asyncio.run(run(settings))
     return 0
 

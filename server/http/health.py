@@ -18,7 +18,7 @@ from shared.errors import QueueUnavailable, StorageUnavailable
 from shared.migrate import read_migrations, select_version
 from shared.queue.client import within_deadline
 from shared.queue.worker_registry import describe_unknown_index, select_live_workers, select_unknown_indices
-from shared.storage.database import Pool
+from shared.storage.database import NOT_MIGRATED, Pool
 
 OK, WARNING, DOWN = "ok", "warning", "down"
 DRAINING = {"status": "draining", "reason": "this process was told to end: ask another one", "dependencies": {}}
@@ -64,7 +64,7 @@ async def _storage(context: Context) -> tuple[Dependency, Dependency]:
         version = await select_version(context.pool)
         if version < wanted:
             outdated = f"the schema is at {version:04}, this release needs {wanted:04}: run python -m shared.migrate"
-            return Dependency(DOWN, outdated), Dependency(WARNING, "unknown")
+            return Dependency(DOWN, outdated if version else NOT_MIGRATED), Dependency(WARNING, "unknown")
         tickers = await select_tickers(context)
     except StorageUnavailable as error:
         return Dependency(DOWN, str(error)), Dependency(WARNING, "unknown")

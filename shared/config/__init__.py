@@ -1,1 +1,1 @@
-"""Settings: read once from the environment and `.env`, checked, and passed down. Read `settings.py` first."""
+"""Settings: read once from the environment and `.env`, validated, and passed down. Read `settings.py` first."""

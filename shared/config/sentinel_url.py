@@ -1,17 +1,23 @@
-"""REDIS_URL where sentinels say which server is the master:
+"""REDIS_URL with sentinels, which say which server is the master:
 
     redis+sentinel://[[user]:[password]@]host[:26379][,host…]/name[/database][?parameter=value&…]
 
-`name` is what the sentinels call the master. User, password and database are the servers'; the sentinels' own are the
-parameters sentinel_username and sentinel_password. With rediss+sentinel:// both are spoken to over TLS, for which the
-ssl_* parameters are redis-py's. Everything may be %-escaped.
+`name` is the master's name in the sentinels' configuration. User, password and database are the servers'; the
+sentinels' own are the parameters sentinel_username and sentinel_password. With rediss+sentinel:// both are reached over
+TLS, for which the ssl_* parameters are redis-py's. Everything may be %-escaped.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
+
+from redis.asyncio import SSLConnection
+from redis.asyncio.connection import URL_QUERY_ARGUMENT_PARSERS, parse_url
+from redis.exceptions import RedisError
+
+from shared.config.database_url import is_host
 
 Address = tuple[str, int]
 
@@ -20,23 +26,20 @@ SENTINEL_URL_RULE = "redis+sentinel://[:password@]host:26379,host:26379/name/0 o
 SENTINEL_PORT = 26379
 _SCHEMES = {"redis+sentinel", "rediss+sentinel"}
 _REST = re.compile(
-    r"(?:(?P<user>[^/?#]*)@)?(?P<hosts>[^/?#]+)/(?P<name>[\w.%-]+)(?:/(?P<database>\d*))?(?:\?(?P<query>[^#]*))?",
-    re.ASCII,
+    r"(?P<user>[^/?#]*@)?(?P<hosts>[^/?#]+)/(?P<name>[\w.%-]+)(?:/(?P<database>\d*))?(?:\?(?P<query>[^#]*))?", re.ASCII
 )
-_HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([\w.-]+))(?::(\d{1,5}))?", re.ASCII)
-_BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
-_TLS_FILES = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
-_CERTIFICATES = {"none", "optional", "required"}
+_TLS_PARAMETERS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"}
 
 
 @dataclass(frozen=True)
 class SentinelURL:
+    """`server`, `sentinel`: options of redis-py's connections to either, without host and port."""
+
     sentinels: tuple[Address, ...]
     name: str
     is_tls: bool
     server: Mapping[str, Any] = field(repr=False)
     sentinel: Mapping[str, Any] = field(repr=False)
-    "What redis-py's connections take, to the servers and to the sentinels; without host and port."
 
 
 def is_sentinel_url(url: str) -> bool:
@@ -44,57 +47,48 @@ def is_sentinel_url(url: str) -> bool:
 
 
 def parse_sentinel_url(url: str) -> SentinelURL:
-    """Raises `ValueError`, which repeats nothing of the URL."""
+    """Raises `ValueError`."""
     scheme, _, rest = url.partition("://")
     match = _REST.fullmatch(rest)
-    if scheme.lower() not in _SCHEMES or match is None:
+    if (
+        scheme.lower() not in _SCHEMES
+        or match is None
+        or not re.fullmatch(r"[\w.-]+", unquote(match["name"]), re.ASCII)
+    ):
         raise ValueError("not a URL of sentinels")
-    name = unquote(match["name"])
-    if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
-        raise ValueError("not a master's name")
-    user, _, password = (match["user"] or "").partition(":")
-    parameters = _parameters(match["query"] or "")
-    is_tls = scheme.lower().startswith("rediss")
-    sentinel = _given(
-        username=parameters.pop("sentinel_username", ""), password=parameters.pop("sentinel_password", "")
-    )
-    tls = _tls(parameters)
-    if tls and not is_tls:
-        raise ValueError("ssl_ parameters without TLS")
+    # parse_qsl would read the plus of a password as a space.
+    query = dict(parse_qsl((match["query"] or "").replace("+", "%2B"), keep_blank_values=True))
+    login = {name: query.pop(f"sentinel_{name}", "") for name in ("username", "password")}
+    is_tls = scheme.lower() == "rediss+sentinel"
+    if query and not is_tls:
+        raise ValueError("parameters of TLS without TLS")
+    tls = _parse_tls(query)
+    # redis-py parses the URL of one server; the name of that one is not used.
+    server = parse_url(f"redis://{match['user'] or ''}server/{match['database'] or 0}")
     return SentinelURL(
-        sentinels=tuple(_address(host) for host in match["hosts"].split(",")),
-        name=name,
+        sentinels=tuple(map(_parse_address, match["hosts"].split(","))),
+        name=unquote(match["name"]),
         is_tls=is_tls,
-        server={"db": int(match["database"] or 0)} | _given(username=unquote(user), password=unquote(password)) | tls,
-        sentinel=sentinel | tls,
+        server={name: value for name, value in server.items() if name != "host"} | tls,
+        sentinel={name: value for name, value in login.items() if value} | tls,
     )
 
 
-def _address(text: str) -> Address:
-    match = _HOST.fullmatch(text)
-    port = int(match[3] or SENTINEL_PORT) if match else 0
-    if match is None or port not in range(1, 65_536):
+def _parse_address(text: str) -> Address:
+    address = parse_url(f"redis://{text}") if is_host(text) else {}
+    if "host" not in address:
         raise ValueError("not a sentinel's host")
-    return match[1] or match[2], port
+    return address["host"], address.get("port", SENTINEL_PORT)
 
 
-def _parameters(query: str) -> dict[str, str]:
-    # Not parse_qsl: it takes the plus of a password for a blank.
-    pairs = [pair.partition("=") for pair in query.split("&") if pair]
-    return {name: unquote(value) for name, _, value in pairs}
-
-
-def _tls(parameters: Mapping[str, str]) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for name, value in parameters.items():
-        if (name in _TLS_FILES and value) or (name == "ssl_cert_reqs" and value in _CERTIFICATES):
-            options[name] = value
-        elif name == "ssl_check_hostname" and value.lower() in _BOOLEANS:
-            options[name] = _BOOLEANS[value.lower()]
-        else:
-            raise ValueError("a parameter that is not known")
+def _parse_tls(parameters: Mapping[str, str]) -> dict[str, Any]:
+    if not parameters.keys() <= _TLS_PARAMETERS or not all(parameters.values()):
+        raise ValueError("an unknown or empty parameter")
+    options: dict[str, Any] = {
+        name: URL_QUERY_ARGUMENT_PARSERS.get(name, str)(value) for name, value in parameters.items()
+    }
+    try:
+        SSLConnection(**options)
+    except RedisError as error:
+        raise ValueError("a value that redis-py refuses") from error
     return options
-
-
-def _given(**options: str) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value}

@@ -1,4 +1,4 @@
-"""The tokens of the API, as an operator writes them down."""
+"""The API's tokens, in a variable or in a file."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ TOKEN_FILE_RULE = f"a file with one token a line, each of {TOKEN_RULE}"
 
 
 def split_tokens(text: str) -> tuple[str, ...]:
-    """From text with commas between them. Raises `ValueError`, which tells nothing of it."""
+    """Comma-separated tokens. Raises `ValueError`, which repeats none of them."""
     tokens = tuple(dict.fromkeys(token.strip(" ") for token in text.split(",")))
     if not all(re.fullmatch(r"[!-~]{8,}", token) for token in tokens):
         raise ValueError("too short or not printable")
@@ -16,7 +16,7 @@ def split_tokens(text: str) -> tuple[str, ...]:
 
 
 def read_token_file(path: str) -> tuple[str, ...]:
-    """From a file with line ends or commas between them. Raises `ValueError` with the reason for the operator."""
+    """Tokens of a file, one a line or comma-separated. Raises `ValueError` with the reason for the operator."""
     try:
         lines = Path(path).read_text(encoding="ascii").splitlines()
         return split_tokens(",".join(line for line in lines if line.strip()))

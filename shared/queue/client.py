@@ -1,6 +1,6 @@
-"""Redis: the job queue (arq), and the few keys of ours beside it. `fetch_jobs` and `deferred` keep theirs themselves.
+"""The client of Redis: arq's queue, and our own keys beside it.
 
-Jobs are JSON on both sides: with arq's pickle, whoever can write to Redis could run code here.
+Jobs are JSON on both sides: with arq's pickle, anyone who can write to Redis could run code here.
 """
 
 import asyncio
@@ -25,13 +25,12 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-
 DEADLINE_SECONDS = 1.4
-"A client is promised an answer within 2 s when Redis is away or hangs."
+"Clients get an answer within 2 s even if Redis is unavailable or hangs."
 
 
 def serialize(job: dict[str, Any]) -> bytes:
-    """What arq stores for a job or its result; an exception, which JSON cannot hold, as its text."""
+    """A job or its result as JSON; an exception becomes its text."""
     return json.dumps(job, default=repr).encode()
 
 
@@ -42,13 +41,12 @@ def deserialize(job: bytes) -> dict[str, Any]:
 
 @asynccontextmanager
 async def open_redis(settings: Settings, *, retries: int, timeout: float = DEADLINE_SECONDS) -> AsyncIterator[ArqRedis]:
-    """A client that connects when first used, so that a process starts, and recovers, without Redis.
+    """A client that connects when first used, so that a process can start without Redis.
 
-    `retries`: how often a command is tried again when the connection fails, 0.1 s after the first time and up to 2 s
-    after the later ones. The API takes few, it has a client waiting; the worker takes many, it has a price in hand.
-    `timeout`: seconds that one reply may take.
+    `retries`: attempts after a connection error, the first after 0.1 s, later ones after up to 2 s. The API takes few
+    because a client waits; the worker takes many because it holds a price. `timeout`: seconds for one reply.
     """
-    # Not arq's own settings: they leave %-escapes in a password as they are, and connect at once or not at all.
+    # Not arq's RedisSettings: it does not decode %-escapes in a password, and connects at the start or never.
     async with open_pool(
         settings.redis_url,
         socket_connect_timeout=1,
@@ -65,17 +63,17 @@ async def open_redis(settings: Settings, *, retries: int, timeout: float = DEADL
 
 
 async def within_deadline(command: Coroutine[Any, Any, T]) -> T:
-    """Wait for a command. Raises `QueueUnavailable` when Redis is away, or after `DEADLINE_SECONDS`."""
-    # Not asyncio.timeout: while redis-py connects it can lose a cancellation and wait on. The task is left behind.
+    """Wait for a command. Raises `QueueUnavailable` if Redis is unavailable, or after `DEADLINE_SECONDS`."""
+    # Not asyncio.timeout: redis-py can swallow a cancellation while it connects. The task is left to end by itself.
     task = asyncio.ensure_future(command)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # what nobody waits for is no news
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # mark as retrieved
     try:
         done, _ = await asyncio.wait({task}, timeout=DEADLINE_SECONDS)
         if not done:
             raise TimeoutError
         return task.result()
     except (RedisError, OSError, TimeoutError) as error:
-        logger.warning("queue is away: %s", describe(error))
+        logger.warning("queue is unavailable: %s", describe(error))
         raise QueueUnavailable("The job queue is unavailable; try again shortly.") from error
     finally:
         task.cancel()

@@ -1,7 +1,7 @@
-"""Prices and reasons that could not be stored yet: kept in Redis, in order of their slots, until PostgreSQL is back.
+"""Deferred prices and missed slots: kept in Redis, in the order of their slots, until PostgreSQL is back.
 
-A sorted set, scored by the slot. An entry leaves it only after it has been stored, so one that is stored twice (two
-workers, a crash in between) is one row all the same.
+A sorted set, scored by the slot. An entry is removed after it has been stored. If it is stored twice (two workers, or a
+crash in between), it still is one row.
 """
 
 import json
@@ -30,9 +30,9 @@ _FIRST_ATTEMPT_SECONDS = 1.0
 
 
 async def defer(redis: ArqRedis, prices: Sequence[Price], missed: Sequence[MissedSlot]) -> None:
-    """Keep these until PostgreSQL is back, and see to it that somebody looks.
+    """Keep these until PostgreSQL is back, and enqueue the job that stores them.
 
-    What comes just as that job ends is found by the next healing run, within a minute.
+    The next healing run, within a minute, stores an entry that arrives just as that job ends.
     """
     entries = {json.dumps({"price": dump_price(p)}, sort_keys=True): p.timestamp.timestamp() for p in prices}
     entries |= {json.dumps({"missed": _dump_missed(m)}, sort_keys=True): m.slot.timestamp() for m in missed}
@@ -43,16 +43,16 @@ async def defer(redis: ArqRedis, prices: Sequence[Price], missed: Sequence[Misse
 
 
 async def count_deferred(redis: ArqRedis) -> int:
-    """Prices and reasons that wait."""
+    """Deferred prices and missed slots."""
     return int(await redis.zcard(_KEY))
 
 
 async def store_oldest_deferred(
     redis: ArqRedis, pool: Pool, note: Callable[[Sequence[Price], Sequence[MissedSlot]], None] = lambda *_: None
 ) -> int:
-    """Store one batch, oldest slots first; answers how many entries it held. Raises `StorageUnavailable`.
+    """Store one batch, oldest slots first; returns its number of entries. Raises `StorageUnavailable`.
 
-    `note` is given what was new.
+    `note` is called with what was new.
     """
     entries = await redis.zrange(_KEY, 0, _BATCH - 1)
     records = [json.loads(entry) for entry in entries]
@@ -60,7 +60,7 @@ async def store_oldest_deferred(
     missed = [_load_missed(record["missed"]) for record in records if "missed" in record]
     try:
         note(await insert_prices(pool, prices), [])
-    except _REFUSALS:  # of one of them, which must not hold up the others for ever
+    except _REFUSALS:  # one refused price must not block the others
         for price in prices:
             stored = await _store_one(pool, price)
             if stored is None and price.source is PriceSource.SCHEDULED:
@@ -73,7 +73,7 @@ async def store_oldest_deferred(
 
 
 async def _store_one(pool: Pool, price: Price) -> list[Price] | None:
-    """`None` where PostgreSQL refuses it."""
+    """`None` if PostgreSQL refuses it."""
     try:
         return await insert_prices(pool, [price])
     except _REFUSALS:

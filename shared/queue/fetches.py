@@ -1,7 +1,6 @@
-"""Fetches that somebody asked for: what the client sees of them, kept in Redis beside the arq job that does the work.
+"""Fetches requested by clients: the record that a client sees, in Redis beside the arq job that does the work.
 
-A record is a hash `fetch:<id>`. It is written in one step with the arq job, so that a job that is answered exists, and
-one that does not exist was not answered.
+A record is a hash `fetch:<id>`. One script writes it together with the arq job, so neither exists without the other.
 """
 
 import json
@@ -23,20 +22,19 @@ from shared.queue.jobs import FETCH_PRICES
 from shared.queue.rate_limit import TAKE, Limit, arguments, refusal
 from shared.queue.replication import Unconfirmed, execute_confirmed, execute_confirmed_if_possible
 from shared.storage.prices import Price, dump_price, load_price
-from shared.telemetry.traces import carried
+from shared.telemetry.traces import current_traceparent
 
 KEEP_FINISHED_SECONDS = 3600
 _KEEP_QUEUED_SECONDS = 86_400
-_MOST_COUNTED = 10_000
+_MAX_COUNTED = 10_000
 
 CHANGES = "fetch-changes"
-"The channel on which the id of a fetch is published when it has started or ended."
+"The channel that announces the id of a fetch when it starts or ends."
 
 # KEYS: pointer to the unfinished fetch of these tickers, new record, new arq job, queue; then the limits'.
-# ARGV: new id, tickers, now (µs), now (ms), arq job, seconds to keep, prefixes of records and of arq jobs, the trace it
-# belongs to or null; then the limits'. Answers the id of the fetch that is queued or running, which no limit counts,
-# else of the new one; or how long to wait and for which limit. A pointer whose arq job is gone (it expired, or gave up)
-# holds nobody back.
+# ARGV: new id, tickers, now (µs), now (ms), arq job, seconds to keep, prefixes of records and of arq jobs, traceparent
+# or null; then the limits'. Returns the id of the queued or running fetch, which no limit counts, else of the new one;
+# or how long to wait and for which limit. A pointer whose arq job is gone (it expired, or gave up) is ignored.
 _ENQUEUE = (
     TAKE
     + """
@@ -93,21 +91,20 @@ class FetchJob:
 
 
 def is_job_id(text: str) -> bool:
-    """Whether this could be an id at all; what a client sends may be anything."""
+    """Whether a text from a client has the form of an id."""
     return re.fullmatch("[0-9a-f]{32}", text) is not None
 
 
 async def enqueue_fetch_prices(redis: ArqRedis, tickers: Sequence[str], limits: Sequence[Limit] = ()) -> FetchJob:
-    """Ask for these tickers now. While the same fetch is queued or running, answers that one.
+    """Enqueue a fetch of these tickers, or return the same fetch if it is queued or running.
 
-    Raises `RateLimited` where a new one is not within the limits, and counts nothing then; `Unconfirmed` where it might
-    be lost with its server, though it may be run all the same.
+    Raises `RateLimited`, which counts nothing; `Unconfirmed` if a failover may lose the fetch, though it may still run.
     """
     tickers = sorted(tickers)
     job_id = uuid.uuid4().hex
     now = time.time_ns()
     arq_job = serialize_job(FETCH_PRICES, (tickers,), {}, None, now // 1_000_000, serializer=serialize)
-    keys, most = arguments(limits)
+    keys, per_minute = arguments(limits)
     enqueue = (
         "EVAL",
         _ENQUEUE,
@@ -125,8 +122,8 @@ async def enqueue_fetch_prices(redis: ArqRedis, tickers: Sequence[str], limits: 
         _KEEP_QUEUED_SECONDS,
         _key(""),
         job_key_prefix,
-        json.dumps(carried()),
-        *most,
+        json.dumps(current_traceparent()),
+        *per_minute,
     )
     answered: bytes | list[int]
     [answered] = await execute_confirmed(redis, enqueue)
@@ -134,13 +131,13 @@ async def enqueue_fetch_prices(redis: ArqRedis, tickers: Sequence[str], limits: 
         wait, last = answered
         raise refusal(limits[last - 1], wait)
     job = await select_fetch_job(redis, answered.decode())
-    if job is None:  # written, or found, a moment ago: this is another master, which has not heard of it
-        raise Unconfirmed("the fetch is not known to the master of now")
+    if job is None:  # a failover since the script ran: the new master does not have it
+        raise Unconfirmed("the present master does not know the fetch")
     return job
 
 
 async def select_fetch_job(redis: ArqRedis, job_id: str) -> FetchJob | None:
-    """The fetch as it stands; `None` when it is unknown or was finished more than an hour ago."""
+    """The fetch as it is now; `None` if it is unknown or ended more than an hour ago."""
     async with redis.pipeline(transaction=True) as pipe:
         pipe.hgetall(_key(job_id))
         pipe.exists(job_key_prefix + job_id)
@@ -148,11 +145,11 @@ async def select_fetch_job(redis: ArqRedis, job_id: str) -> FetchJob | None:
     if not raw:
         return None
     record = {name.decode(): json.loads(value) for name, value in raw.items()}
-    if "enqueued_at" not in record:  # a worker had it from a master that was lost with it, before anybody was told
+    if "enqueued_at" not in record:  # only a worker's part of the record survived a failover
         return None
     failures = [FetchFailure(**failure) for failure in record.get("failures", [])]
     if "finished_at" not in record and not queued:
-        # arq gave up on it: every worker that took it died, or it waited for a day.
+        # arq gave up: every worker that took it died, or it waited for a day.
         failures = [FetchFailure(t, "ABANDONED", "No worker finished this fetch.") for t in record["tickers"]]
         await finish_fetch_job(redis, job_id, record["tickers"], [], failures)
         return await select_fetch_job(redis, job_id)
@@ -170,13 +167,13 @@ async def select_fetch_job(redis: ArqRedis, job_id: str) -> FetchJob | None:
 
 
 async def count_unfinished_fetches(redis: ArqRedis) -> int:
-    """Fetches somebody asked for that are queued or running; of a longer queue no more than are in its first part."""
-    queued = await redis.zrange(default_queue_name, 0, _MOST_COUNTED - 1)
+    """Requested fetches that are queued or running, among the first 10,000 jobs of the queue."""
+    queued = await redis.zrange(default_queue_name, 0, _MAX_COUNTED - 1)
     return sum(is_job_id(name.decode()) for name in queued)
 
 
 async def start_fetch_job(redis: ArqRedis, job_id: str) -> bool:
-    """Note that a worker has it. False for one that is finished: its worker died before arq knew."""
+    """Note that a worker runs it. False if it has finished: its worker died before it told arq."""
     async with redis.pipeline(transaction=True) as pipe:
         pipe.hsetnx(_key(job_id), "started_at", str(time.time_ns() // 1000))
         pipe.hexists(_key(job_id), "finished_at")
@@ -188,14 +185,14 @@ async def start_fetch_job(redis: ArqRedis, job_id: str) -> bool:
 async def finish_fetch_job(
     redis: ArqRedis, job_id: str, tickers: Sequence[str], prices: Sequence[Price], failures: Sequence[FetchFailure]
 ) -> None:
-    """Note the outcome, keep it for an hour, and let the next fetch of these tickers begin."""
+    """Store the outcome for an hour, and allow the next fetch of these tickers."""
     record = {
         "tickers": json.dumps(sorted(tickers)),
         "prices": json.dumps([dump_price(price) for price in prices]),
         "failures": json.dumps([asdict(failure) for failure in failures]),
         "finished_at": time.time_ns() // 1000,
     }
-    # Confirmed, because arq forgets the job next: known to the old master only, the fetch would look given up.
+    # Confirmed, because arq deletes the job next: if a failover lost the outcome, the fetch would look abandoned.
     await execute_confirmed_if_possible(
         redis,
         ("HSET", _key(job_id), *(part for pair in record.items() for part in pair)),
@@ -205,7 +202,7 @@ async def finish_fetch_job(
 
 
 async def select_traceparent(redis: ArqRedis, job_id: str) -> str | None:
-    """Of what asked for the fetch; not part of its job, which a worker of the release before may be given."""
+    """The span that requested the fetch. Not an argument of the job, because an older worker may run that."""
     value: bytes | None = await redis.execute_command("HGET", _key(job_id), "traceparent")
     traceparent: str | None = json.loads(value) if value else None
     return traceparent

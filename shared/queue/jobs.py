@@ -9,18 +9,16 @@ from shared.queue.client import deserialize
 
 FETCH_SLOT = "fetch_slot"
 FETCH_PRICES = "fetch_prices"
-
-
 STORE_DEFERRED = "store_deferred"
 
 
 async def enqueue_store_deferred(redis: ArqRedis, *, after_seconds: float) -> None:
-    """One such job is enough, however often it is asked for: it stores everything that waits."""
+    """One job in the queue is enough, because it stores everything that is deferred."""
     await redis.enqueue_job(STORE_DEFERRED, _job_id=STORE_DEFERRED, _defer_by=after_seconds)
 
 
 async def select_slot_result(redis: ArqRedis, slot: datetime) -> list[str] | None:
-    """What the schedule's job for a slot answered; `None` while it has not ended, or when it failed."""
+    """The result of a slot's job; `None` if it failed or has not ended."""
     milliseconds = round(slot.timestamp() * 1000)
     job = Job(f"cron:{FETCH_SLOT}:{milliseconds}", redis, _deserializer=deserialize)
     result = await job.result_info()

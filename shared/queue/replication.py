@@ -1,4 +1,4 @@
-"""Writes that survive a failover: a command counts once a replica has confirmed it (WAIT)."""
+"""Writes that survive a failover: a command counts when a replica has confirmed it (WAIT)."""
 
 import asyncio
 import contextlib
@@ -15,27 +15,26 @@ from shared.queue.sentinel import MasterPool
 logger = logging.getLogger(__name__)
 
 CONFIRM_SECONDS = 0.5
-"How long a replica has to confirm what a master that can be replaced was told."
-
+"How long a replica may take to confirm a write."
 
 _CONFIRM_AGAIN_SECONDS = (1.0, 2.0)
 
 
 class Unconfirmed(RedisConnectionError):
-    """Written, but by no replica: should the master be replaced now, it would be lost."""
+    """Written, but not by a replica: a failover now would lose it."""
 
 
 async def execute_confirmed(redis: ArqRedis, *commands: Sequence[Any]) -> list[Any]:
-    """Run commands one after the other; their answers. Behind sentinels, not before a replica has what they wrote.
+    """Run commands in order, return their answers. Behind sentinels, waits until a replica has what they wrote.
 
-    They may be run twice. Raises `Unconfirmed`, and then they have been run all the same.
+    A retry may run them twice. Raises `Unconfirmed`; the commands have run then too.
     """
     is_replicated = isinstance(redis.connection_pool, MasterPool)
     async with redis.pipeline(transaction=False) as pipe:
         for command in commands:
             pipe.execute_command(*command)
         if is_replicated:
-            # WAIT is about what its own connection wrote; the commands may have found all written before.
+            # WAIT covers the writes of its own connection; a repeated command may write nothing, INCR always does.
             pipe.execute_command("INCR", "confirmations")
             pipe.execute_command("WAIT", 1, round(CONFIRM_SECONDS * 1000))
         answers = await pipe.execute(raise_on_error=False)
@@ -48,7 +47,7 @@ async def execute_confirmed(redis: ArqRedis, *commands: Sequence[Any]) -> list[A
 
 
 async def execute_confirmed_if_possible(redis: ArqRedis, *commands: Sequence[Any]) -> None:
-    """As `execute_confirmed`, more than once, for what is better kept by one server than by none."""
+    """As `execute_confirmed`, with retries. Accepts an unconfirmed write in the end: better on one server than none."""
     for pause in _CONFIRM_AGAIN_SECONDS:
         try:
             await execute_confirmed(redis, *commands)

@@ -1,21 +1,27 @@
-"""Redis behind sentinels: connections to whichever server is the master now.
+"""Redis behind sentinels: connections to the present master.
 
-Neither arq's pool, which has no timeouts and no passwords for sentinels, nor redis-py's: that one asks sentinel after
-sentinel, so that a silent one takes a timeout each time, believes the first, and tries a dead master many times over
-before it asks again.
+Built on redis-py's classes, with three differences. All sentinels are asked at once and the newest answer of a majority
+wins; redis-py asks them in turn and believes the first, so a silent one costs a time-out, and one that was cut off may
+name an old master. A connection asks again after each attempt; redis-py repeats its attempts at a dead master. The
+pool leaves an old master at once, because one that was cut off still accepts writes, which are then lost.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.sentinel import (
+    MasterNotFoundError,
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ReadOnlyError, RedisError
+from redis.exceptions import RedisError
 
 from shared.config.sentinel_url import Address, SentinelURL, is_sentinel_url, parse_sentinel_url
 from shared.errors import describe
@@ -23,14 +29,16 @@ from shared.errors import describe
 logger = logging.getLogger(__name__)
 
 SENTINEL_SECONDS = 0.5
-"For all sentinels together, asked at once: a third of what a client's request may take."
+"For all sentinels together: a third of what a client's request may take."
 
 WATCH_SECONDS = 1.0
+
+State = dict[str, Any]
 
 
 @asynccontextmanager
 async def open_pool(url: str, **options: Any) -> AsyncIterator[ConnectionPool]:
-    """Connections to the server of the URL, or to the master that its sentinels name. Whoever uses them closes them."""
+    """Connections to the server of the URL, or to the master that its sentinels name. The caller closes them."""
     if not is_sentinel_url(url):
         yield ConnectionPool.from_url(url, **options)
         return
@@ -41,126 +49,82 @@ async def open_pool(url: str, **options: Any) -> AsyncIterator[ConnectionPool]:
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
-        await pool.sentinels.aclose()
+        for client in pool.sentinel_manager.sentinels:
+            await client.aclose()
 
 
-class Sentinels:
+class MajoritySentinel(Sentinel):
     def __init__(self, url: SentinelURL) -> None:
-        self._name = url.name
-        connection_class = SSLConnection if url.is_tls else Connection
-        self._clients = {
-            f"{host}:{port}": Redis(
-                connection_pool=ConnectionPool(
-                    connection_class=connection_class,
-                    host=host,
-                    port=port,
-                    socket_connect_timeout=SENTINEL_SECONDS,
-                    socket_timeout=SENTINEL_SECONDS,
-                    **url.sentinel,
-                )
-            )
-            for host, port in url.sentinels
-        }
-        self._asked: set[asyncio.Task[dict[str, Any]]] = set()
+        timeouts = {"socket_connect_timeout": SENTINEL_SECONDS, "socket_timeout": SENTINEL_SECONDS}
+        super().__init__(  # type: ignore[no-untyped-call]
+            url.sentinels, sentinel_kwargs={"ssl": url.is_tls, **timeouts, **url.sentinel}
+        )
 
-    async def master(self) -> Address:
-        """Where it is by the newest word of those that answer first, a majority of all if that many do.
+    async def discover_master(self, service_name: str) -> Address:
+        """The master by the newest of the first answers, which are from a majority if that many answer in time.
 
-        Raises redis-py's `ConnectionError` when none answers, or those who know best say that it is down.
+        Raises `MasterNotFoundError`, a `ConnectionError` of redis-py, if none answers or the master is down.
         """
-        names = {asyncio.ensure_future(self._ask(client)): name for name, client in self._clients.items()}
-        self._asked |= names.keys()
-        for task in names:
-            task.add_done_callback(self._forget)
-        pending = set(names)
-        states: list[dict[str, Any]] = []
-        troubles: list[str] = []
-        deadline = asyncio.get_running_loop().time() + SENTINEL_SECONDS
+        asked = {asyncio.ensure_future(client.sentinel_master(service_name)): client for client in self.sentinels}
+        states: list[State] = []
         try:
-            while pending and len(states) <= len(names) // 2:
-                left = deadline - asyncio.get_running_loop().time()
-                done, pending = await asyncio.wait(pending, timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED)
-                if not done:
-                    troubles += [f"{names[task]}: no answer in time" for task in pending]
+            for answer in asyncio.as_completed(asked, timeout=SENTINEL_SECONDS):
+                with contextlib.suppress(RedisError, OSError):
+                    states.append(await answer)
+                if len(states) > len(asked) // 2:
                     break
-                for task in done:
-                    try:
-                        states.append(task.result())
-                    except (RedisError, OSError) as error:
-                        troubles.append(f"{names[task]}: {describe(error)}")
         finally:
-            for task in pending:
+            for task in asked:
+                task.add_done_callback(lambda done: done.cancelled() or done.exception())  # mark as retrieved
                 task.cancel()
         if not states:
-            raise RedisConnectionError(f"no sentinel answers ({'; '.join(troubles)})")
-        # One that was cut off or paused may name a master that is none any more: each fail-over has its number.
+            raise MasterNotFoundError(f"no sentinel answers ({'; '.join(_faults(asked))})")
+        # A sentinel that was cut off or paused may name an old master. Each failover increases the epoch.
         newest = max(state["config-epoch"] for state in states)
         for state in states:
             if state["config-epoch"] == newest and not (state["is_sdown"] or state["is_odown"]):
                 return str(state["ip"]), int(state["port"])
-        raise RedisConnectionError(f"the sentinels say that the master of {self._name} is down")
-
-    async def _ask(self, client: Redis) -> dict[str, Any]:
-        state: dict[str, Any] = await client.sentinel_master(self._name)
-        return state
-
-    def _forget(self, task: asyncio.Task[dict[str, Any]]) -> None:
-        self._asked.discard(task)
-        if not task.cancelled():
-            task.exception()  # what nobody waited for is no news
-
-    async def aclose(self) -> None:
-        if self._asked:
-            await asyncio.wait(self._asked, timeout=SENTINEL_SECONDS)
-        for client in self._clients.values():
-            await client.aclose(close_connection_pool=True)
+        raise MasterNotFoundError(f"the sentinels say that the master of {service_name} is down")
 
 
-class MasterConnection(Connection):
-    """Asks where the master is each time it connects."""
+def _faults(asked: dict["asyncio.Future[State]", Redis]) -> Iterator[str]:
+    for task, client in asked.items():
+        options = client.connection_pool.connection_kwargs
+        error = task.exception() if task.done() and not task.cancelled() else None
+        yield f"{options['host']}:{options['port']}: {describe(error) if error else 'no answer in time'}"
 
-    def __init__(self, *, find_master: Callable[[], Awaitable[Address]], **options: Any) -> None:
-        super().__init__(**options)
-        self._find_master = find_master
 
-    @property
-    def address(self) -> Address:
-        return self.host, self.port
+class MasterConnection(SentinelManagedConnection):
+    async def connect(self) -> None:
+        await Connection.connect(self)  # it retries `_connect`, where redis-py's would retry each attempt once more
 
     async def _connect(self) -> None:
-        # The handshake too, here where redis-py tries again: a master that has just died, or has just become a replica,
-        # may well take a connection and say no more.
+        """Ask for the master and connect, the handshake included: a dying master may accept a connection in silence."""
         try:
             async with asyncio.timeout(self.socket_connect_timeout):
-                self.host, self.port = await self._find_master()
+                address = self.host, self.port = await self.connection_pool.get_master_address()
                 await super()._connect()  # type: ignore[no-untyped-call]
                 self.next_health_check = asyncio.get_running_loop().time() + self.health_check_interval
                 await super().on_connect()
                 await self.send_command("INFO", "replication")
-                if b"role:master" not in await self.read_response():
-                    raise RedisConnectionError(f"{self.host}:{self.port} is not the master")
+                is_master = b"role:master" in await self.read_response()
+            if not is_master or address != self.connection_pool.master_address:
+                raise RedisConnectionError(f"{self.host}:{self.port} is not the master")
         except BaseException:
             self._close()  # type: ignore[no-untyped-call]
             raise
 
     async def on_connect(self) -> None:
-        """Done already."""
+        """Done in `_connect`."""
 
     async def _send_packed_command(self, command: Iterable[bytes]) -> None:
         try:
             await super()._send_packed_command(command)
-        except RuntimeError as error:  # uvloop's word for a connection that was aborted, which redis-py does not know
+        except RuntimeError as error:  # uvloop's error for an aborted connection, which redis-py does not expect
             raise ConnectionResetError(str(error)) from error
 
-    async def read_response(self, *arguments: Any, **options: Any) -> Any:
-        try:
-            return await super().read_response(*arguments, **options)
-        except ReadOnlyError as error:
-            await self.disconnect(nowait=True)
-            raise RedisConnectionError(f"{self.host}:{self.port} has become a replica") from error
-
     def abort(self) -> None:
-        """Whoever uses it sees a connection that was lost."""
+        """Close it at once. A command that is waiting on it fails as on a lost connection."""
         if self._writer is not None:
             self._writer.transport.abort()
 
@@ -169,43 +133,31 @@ class MasterTLSConnection(MasterConnection, SSLConnection):
     pass
 
 
-class MasterPool(ConnectionPool):
-    """Leaves a master as soon as the sentinels name another: one that was cut off does not know yet, and would lose
-    what it is told.
-    """
-
+class MasterPool(SentinelConnectionPool):
     def __init__(self, url: SentinelURL, **options: Any) -> None:
-        self.sentinels = Sentinels(url)
-        self._master: Address | None = None
-        super().__init__(
-            connection_class=MasterTLSConnection if url.is_tls else MasterConnection,
-            find_master=self.find_master,
-            **url.server,
-            **options,
+        connection_class = MasterTLSConnection if url.is_tls else MasterConnection
+        super().__init__(  # type: ignore[no-untyped-call]
+            url.name, MajoritySentinel(url), connection_class=connection_class, **url.server, **options
         )
 
-    async def find_master(self) -> Address:
-        master = await self.sentinels.master()
-        if master != self._master:
-            if self._master is not None:
-                logger.warning("the master of the queue is %s:%d now, no longer %s:%d", *master, *self._master)
-            self._master = master
-            for connection in self._in_use_connections:
-                if isinstance(connection, MasterConnection) and connection.address != master:
+    async def get_master_address(self) -> Address:
+        """Aborts all connections to another server when the master has changed."""
+        address: Address = await self.sentinel_manager.discover_master(self.service_name)
+        if address != self.master_address:
+            if self.master_address is not None:
+                logger.warning("the queue's master moved from %s:%d to %s:%d", *self.master_address, *address)
+            self.master_address = address
+            for connection in (*self._available_connections, *self._in_use_connections):
+                if isinstance(connection, MasterConnection):
                     connection.abort()
-        return master
-
-    async def ensure_connection(self, connection: AbstractConnection) -> None:
-        if isinstance(connection, MasterConnection) and connection.is_connected and connection.address != self._master:
-            await connection.disconnect(nowait=True)
-        await super().ensure_connection(connection)
+        return address
 
     async def watch(self) -> None:
-        """Until cancelled. A connection that waits for an answer, or for nothing, would find out late."""
+        """Notice a new master, until cancelled. A connection that waits for an answer would notice it late."""
         while True:
             try:
                 with contextlib.suppress(RedisError, OSError):
-                    await self.find_master()
-            except Exception:  # of ours, or of a driver; it must not be the last look
-                logger.exception("fault in asking the sentinels")
+                    await self.get_master_address()
+            except Exception:  # a fault of ours or of redis-py must not end the watch
+                logger.exception("fault while asking the sentinels")
             await asyncio.sleep(WATCH_SECONDS)

@@ -1,4 +1,4 @@
-"""Candles from the rollups by the minute and by the hour that the database keeps exact with the prices."""
+"""Candles from rollups by minute and by hour, which triggers keep exact in the transaction that stores prices."""
 
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -25,7 +25,7 @@ LENGTHS = {
 }
 
 
-# $1 ticker, $2 the candle's length, $3 from, $4 to, $5 limit, $6 now or null. `{table}` has rows of `{width}` seconds.
+# $1 ticker, $2 length of a candle, $3 from, $4 to, $5 limit, $6 now or null. A row of `{table}`: `{width}` s.
 _CANDLES = """
     with schedule as (
         select
@@ -33,12 +33,12 @@ _CANDLES = """
             make_interval(secs => interval_seconds) as step,
             since,
             lead(since, 1, 'infinity') over (order by since) as until,
-            -- The seconds of a row that are slots. Every step divides the row's width, or is a multiple of it.
+            -- A bit for each second of a row that is a slot: a step divides the row's width, or is a multiple of it.
             rpad('', {width}, rpad('1', interval_seconds, '0'))::bit({width}) as slots
         from schedules
         where ticker = $1
     ), part as (
-        -- No candle is made of more rows than fit in it, so these are enough for all that are asked for.
+        -- As many rows as fit into `limit` candles are enough.
         select date_bin($2, start, 'epoch') as bucket, start, open, high, low, close, samples, seconds
         from {table}
         where ticker = $1
@@ -58,7 +58,7 @@ _CANDLES = """
                 select sum(bit_count(substring(seconds & slots from first + 1 for after - first)))
                 from schedule
                 cross join lateral (
-                    -- The part of the row that the schedule was in force, in seconds: mostly all of it.
+                    -- The seconds of the row in which the schedule was in force: mostly all.
                     select
                         case
                             when since <= start then 0
@@ -114,7 +114,7 @@ def candles(
     limit: int,
     now: datetime | None = None,
 ) -> Statement:
-    """Oldest first: from the candle that `from_dt` falls in to the one that `to_dt` falls in, each of them whole.
+    """Oldest first: every whole candle from the one that contains `from_dt` to the one that contains `to_dt`.
 
     A candle that begins before the first schedule is never complete, because nothing was expected then. `now` is
     PostgreSQL's clock unless it is given.

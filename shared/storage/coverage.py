@@ -1,6 +1,6 @@
-"""How much of the schedule's grid is stored, and what is missing and why. Computed in SQL from the rows themselves.
+"""How much of the schedule's grid is stored, and what is missing and why, computed in SQL from the rows.
 
-Where these were dropped for their age, from the candles, which know of every second whether it had a price.
+For rows that retention dropped, from the candles, which have a bit for every second with a price.
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from shared.storage.missed_slots import MissingRun
 from shared.storage.missing_runs import MISSING_RUNS, SEGMENTS
 
 COVERAGE_DEADLINE_SECONDS = 5.0
-"A year of one-second slots is many rows to count; the answer is worth more than two seconds."
+"Counting a year of one-second slots takes longer than two seconds."
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Slots of the grid that have ended: how many there should be, and how many there are.
+    """Slots of the grid that have ended: how many are expected, and how many are present.
 
-    `dropped`: how many of these only candles tell of, for their prices are older than what is kept.
+    `dropped`: how many of the present ones only candles show, because retention dropped their prices.
     """
 
     expected: int
@@ -52,7 +52,7 @@ _COUNTED = (
                 coalesce(sum(bit_count(substring(seconds & slots from first + 1 for after - first))), 0) as dropped
             from candle_minutes
             cross join lateral (
-                -- The part of the minute that is asked about, in seconds: mostly all of it.
+                -- The seconds of the minute that are inside the segment: mostly all of them.
                 select
                     greatest(extract(epoch from lower - start)::integer, 0) as first,
                     least(extract(epoch from upper - start)::integer, 60) as after
@@ -138,14 +138,14 @@ async def select_coverages(
 
 
 def gaps(ticker: str, from_dt: datetime, to_dt: datetime, limit: int, now: datetime | None = None) -> Statement:
-    """Oldest first, neighbouring runs with the same reason and detail merged."""
+    """Oldest first; neighbouring runs with the same reason and detail are merged."""
     return Statement(_GAPS, (ticker, from_dt, to_dt, now, limit))
 
 
 async def select_missing_runs(
     pool: Pool, ticker: str, from_dt: datetime, to_dt: datetime, now: datetime
 ) -> list[MissingRun]:
-    """The missing slots that the chart has not been asked about in vain, newest first."""
+    """The missing slots, newest first, without those for which the chart had no answer."""
     sql = (
         MISSING_RUNS
         + """

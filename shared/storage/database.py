@@ -1,4 +1,4 @@
-"""The PostgreSQL pool, and the one way statements run: within a deadline, with a coded error when storage is away."""
+"""How every statement runs: on a pool, within a deadline, with a coded error when PostgreSQL is unavailable."""
 
 import asyncio
 import logging
@@ -17,28 +17,30 @@ from shared.storage.pool import Pool as Pool
 logger = logging.getLogger(__name__)
 
 DEADLINE_SECONDS = 1.4
-"A client is promised an answer within 2 s when PostgreSQL is away or hangs; the rest is for a process that is busy."
+"Clients get an answer within 2 s even if PostgreSQL is unavailable or hangs; the rest is reserve for a busy process."
 
 STATEMENT_SECONDS = 6
-"Just over the longest deadline that any statement is given."
+"Just over the longest deadline of any statement."
 
 WRITE_SECONDS = 5.0
 LOCK_SECONDS = 2
 
-_AWAY = (
+NOT_MIGRATED = "The database is not migrated; run python -m shared.migrate"
+
+_UNAVAILABLE = (
     OSError,
     TimeoutError,
-    asyncpg.InterfaceError,  # the connection was lost while a statement was under way
+    asyncpg.InterfaceError,  # the connection was lost during a statement
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # shutting down, starting up, statement cancelled
     asyncpg.InsufficientResourcesError,  # disk full, too many connections
-    asyncpg.ReadOnlySQLTransactionError,  # a standby that was not promoted yet
+    asyncpg.ReadOnlySQLTransactionError,  # a standby that is not promoted yet
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
     asyncpg.LockNotAvailableError,
     asyncpg.UndefinedTableError,  # not migrated yet
     asyncpg.PostgresSystemError,
-    asyncpg.TransactionRollbackError,  # a standby that had to replay what the statement was in the way of; a deadlock
+    asyncpg.TransactionRollbackError,  # a standby's recovery conflict; a deadlock
 )
 
 _LOST = (
@@ -49,7 +51,7 @@ _LOST = (
     asyncpg.TransactionRollbackError,
     ConnectionError,
 )
-"What has befallen a statement and need not befall it again on another connection."
+"Errors that a retry on another connection may avoid."
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +76,10 @@ def create_pool(
     statement_seconds: float = STATEMENT_SECONDS,
     only_reads: bool = False,
 ) -> Pool:
-    """A pool that connects when first used, so that a process starts, and recovers, without PostgreSQL.
+    """A pool that connects when first used, so that a process can start without PostgreSQL.
 
-    `name` is shown in `pg_stat_activity`; `size` is the most connections it opens. `statement_seconds`: just over the
-    longest deadline that any of its statements is given. `only_reads`: see `Pool`.
+    `name` is shown in `pg_stat_activity`. `statement_seconds`: just over the longest deadline of its statements.
+    `size`, `only_reads`: see `Pool`.
     """
     hosts = write_hosts(settings.database_url)
     options = connection_options(settings, name, statement_seconds)
@@ -85,20 +87,20 @@ def create_pool(
 
 
 def connection_options(settings: Settings, name: str, statement_seconds: float) -> dict[str, Any]:
-    """For asyncpg. A pooler in transaction mode keeps no statement and refuses to set what it does not track itself."""
+    """For asyncpg. A pooler in transaction mode keeps no prepared statements and takes few settings."""
     session = {"application_name": name, "timezone": "UTC", "datestyle": "ISO"}
     if settings.database_pooler:
         return {"statement_cache_size": 0, "server_settings": session}
     return {
-        # A plan that is kept takes 30 KiB for each field it reads, on each connection, and anyone may ask for more.
+        # Bounded, because a cached plan takes 30 KiB for each field on each connection, and clients choose the fields.
         "statement_cache_size": 100,
         "max_cacheable_statement_size": 4096,
         "server_settings": {
             **session,
-            # A LIMIT that is a parameter would otherwise be planned anew on every call.
+            # With a LIMIT as a parameter, PostgreSQL would otherwise plan the statement again on every call.
             "plan_cache_mode": "force_generic_plan",
             "jit": "off",
-            # What a client has stopped waiting for must not run on: cancelled here, PostgreSQL would never know.
+            # Ends a statement whose connection is gone: PostgreSQL does not notice that while it runs.
             "statement_timeout": str(int(statement_seconds * 1000)),
             "lock_timeout": str(LOCK_SECONDS * 1000),
         },
@@ -106,11 +108,11 @@ def connection_options(settings: Settings, name: str, statement_seconds: float) 
 
 
 async def fetch(
-    pool: Pool, sql: str, *arguments: object, timeout: float = DEADLINE_SECONDS, is_second: bool = False
+    pool: Pool, sql: str, *arguments: object, timeout: float = DEADLINE_SECONDS, is_retry: bool = False
 ) -> list[asyncpg.Record]:
-    """Run one statement, answer its rows. Raises `StorageUnavailable` after `timeout` seconds or without PostgreSQL.
+    """Run one statement, return its rows. Raises `StorageUnavailable` after `timeout` seconds or without PostgreSQL.
 
-    `is_second`: it is not run again, where it only reads and its server is lost.
+    `is_retry`: already the retry; do not retry again.
     """
     try:
         deadline = time.monotonic() + timeout
@@ -118,31 +120,34 @@ async def fetch(
         try:
             rows = await connection.fetch(sql, *arguments)
         except asyncio.CancelledError:
-            # The server is still at it: its place in the pool is free when it has confirmed that it is not any more.
-            pool.give_back_settled(connection)
+            # The server may still run the statement, so the connection is not free yet.
+            pool.give_back_cancelled(connection)
             raise
         except BaseException as error:
             if isinstance(error, asyncpg.InternalClientError) or (
                 isinstance(error, AttributeError) and connection.is_closed()
             ):
-                # asyncpg does not see that PostgreSQL said goodbye before it was asked, or that a connection was closed
-                # between two messages of one statement.
+                # asyncpg's errors if PostgreSQL closed the connection before the statement, or if the connection was
+                # closed between two messages of it.
                 connection.terminate()
                 error = ConnectionResetError(describe(error))
             if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
                 connection.terminate()
-                pool.renew()  # the primary was demoted; who connects anew finds the one that took its place
+                pool.renew()  # the primary was demoted; a new connection finds its successor
             pool.give_back(connection)
             seconds_left = deadline - time.monotonic()
-            if is_second or not pool.only_reads or not _is_lost(error) or seconds_left <= 0:
+            if is_retry or not pool.only_reads or not _is_lost(error) or seconds_left <= 0:
                 raise error
-            return await fetch(pool, sql, *arguments, timeout=seconds_left, is_second=True)
+            return await fetch(pool, sql, *arguments, timeout=seconds_left, is_retry=True)
         pool.give_back(connection)
         return rows
-    except _AWAY as error:
+    except _UNAVAILABLE as error:
         if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
-            raise  # an argument that does not fit its parameter is our fault, not the storage's
-        logger.warning("storage is away: %s", describe(error))
+            raise  # an argument does not fit its parameter: our fault, not the storage's
+        if isinstance(error, asyncpg.UndefinedTableError):
+            logger.error("%s (%s)", NOT_MIGRATED, error)
+            raise StorageUnavailable(NOT_MIGRATED, is_answered=True) from error
+        logger.warning("storage is unavailable: %s", describe(error))
         raise StorageUnavailable(
             is_answered=isinstance(error, asyncpg.PostgresError)
             and not isinstance(error, asyncpg.PostgresConnectionError),
@@ -150,14 +155,14 @@ async def fetch(
 
 
 async def write(pool: Pool, sql: str, *arguments: object, timeout: float) -> list[asyncpg.Record]:
-    """As `fetch`. Only what PostgreSQL has against the values themselves is an error of theirs; else it is away."""
+    """As `fetch`. An error about the values is raised as it is; every other one is `StorageUnavailable`."""
     try:
         return await fetch(pool, sql, *arguments, timeout=timeout)
     except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError):
         raise
-    except asyncpg.PostgresError as error:  # a right that was taken away, a trigger that fails, a broken index …
+    except asyncpg.PostgresError as error:  # a missing privilege, a failing trigger, a corrupt index …
         logger.exception("PostgreSQL cannot store")
-        raise StorageUnavailable("The price storage does not take prices.", is_answered=True) from error
+        raise StorageUnavailable("The price storage does not accept prices.", is_answered=True) from error
 
 
 def _is_lost(error: BaseException) -> bool:
@@ -173,6 +178,6 @@ async def fetch_row(
 
 
 def columns(rows: Iterable[tuple[Any, ...]], width: int) -> list[list[Any]]:
-    """Rows turned into `width` columns, the shape `unnest` takes."""
-    turned = [list(column) for column in zip(*rows, strict=True)]
-    return turned or [[] for _ in range(width)]
+    """Rows transposed into `width` columns, the arguments of `unnest`."""
+    transposed = [list(column) for column in zip(*rows, strict=True)]
+    return transposed or [[] for _ in range(width)]

@@ -17,7 +17,7 @@ class GapReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MissedSlot:
-    """Why one slot has no price. `detail` is the same for the same fault, so that gaps can be merged."""
+    """Why one slot has no price. The same fault has the same `detail`, so that gaps can be merged."""
 
     ticker: str
     slot: datetime
@@ -37,7 +37,7 @@ class MissingRun:
 async def insert_missed_slots(
     pool: Pool, missed: Iterable[MissedSlot], *, timeout: float = WRITE_SECONDS
 ) -> list[MissedSlot]:
-    """Write down why slots are missing; the first reason stands. Answers those that had none."""
+    """Store why slots are missing; an earlier reason stays. Returns the rows that are new."""
     sql = """
         insert into missed_slots (ticker, slot, reason, detail)
         select ticker, slot, reason::gap_reason, detail
@@ -54,7 +54,7 @@ async def insert_missed_slots(
 async def insert_unanswered(
     pool: Pool, ticker: str, runs: Iterable[MissingRun], *, timeout: float = WRITE_SECONDS
 ) -> None:
-    """Write down that the chart had nothing for these slots, so that it is not asked again; a reason stays."""
+    """Note that the chart has no answer for these slots, so that healing skips them; an earlier reason stays."""
     sql = """
         insert into missed_slots (ticker, slot, reason, unanswered)
         select $1, slot, 'NOT_COLLECTED', true

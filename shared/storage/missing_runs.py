@@ -1,4 +1,4 @@
-"""Missing slots in SQL, completed by `coverage.py`: segments of the grid, and the runs of slots missing in them."""
+"""SQL that `coverage.py` completes: segments of the grid, and the runs of missing slots in them."""
 
 # $1 ticker, $2 from, $3 to (exclusive), $4 now or null. One row for each schedule that reaches into the period: the
 # first slot in it and the end of the last one. Nothing is expected before the first schedule, and a running slot is not
@@ -30,7 +30,7 @@ SEGMENTS = """
         from bounded
         where lower < upper
     ), segment as (
-        -- A midnight is on every grid. Without one, greatest and least leave the bound as it is.
+        -- `kept_from` is a midnight, which is on every grid. If it is null, greatest and least ignore it.
         select step, greatest(lower, (select kept_from from dropped)) as lower, upper
         from rounded
         where upper > coalesce((select kept_from from dropped), '-infinity')
@@ -39,7 +39,7 @@ SEGMENTS = """
             step,
             lower,
             least(upper, kept_from) as upper,
-            -- The seconds of a minute that are slots. Every step divides the minute, or is a multiple of it.
+            -- A bit for each second of a minute that is a slot: every step divides the minute, or is a multiple of it.
             rpad('', 60, rpad('1', extract(epoch from step)::integer, '0'))::bit(60) as slots
         from rounded
         cross join dropped
@@ -47,8 +47,8 @@ SEGMENTS = """
     )
 """
 
-# Runs of missing slots: the holes between stored neighbours, split where the reason of a slot is known. Only the holes
-# are sorted, for the stored slots come from the index in order.
+# Runs of missing slots: the holes between stored neighbours, split at slots whose reason is known. Only the holes are
+# sorted, because the index returns the stored slots in order.
 MISSING_RUNS = (
     SEGMENTS
     + """
@@ -101,7 +101,7 @@ MISSING_RUNS = (
                     select start >= lower and last_slot < upper and seconds & slots = slots as is_whole
                 ) as known
                 cross join lateral (
-                    -- A whole minute at once, or the slots one by one.
+                    -- A complete minute as one stretch, or its slots one by one.
                     select start as first, last_slot as last
                     where is_whole
                     union all
@@ -125,7 +125,7 @@ MISSING_RUNS = (
         select hole.*, known.*
         from hole
         cross join lateral (
-            -- The stored slot, or the bound, that the hole begins behind.
+            -- The stored slot, or the bound, before the hole.
             select
                 hole.first - hole.step as slot,
                 true as present,

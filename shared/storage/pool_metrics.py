@@ -1,4 +1,4 @@
-"""What Prometheus reads of a connection pool."""
+"""Metrics of a connection pool."""
 
 from collections.abc import Iterator, Mapping
 
@@ -9,7 +9,7 @@ from shared.telemetry.metrics import Labels, counter, gauge
 
 
 def pool_metrics(pools: Mapping[str, Pool]) -> Iterator[Metric]:
-    """`pools` by what they are for."""
+    """`pools` by name."""
     states: dict[Labels, float] = {}
     for name, pool in pools.items():
         states[name, "in_use"] = pool.in_use
@@ -22,30 +22,29 @@ def pool_metrics(pools: Mapping[str, Pool]) -> Iterator[Metric]:
     )
     yield gauge(
         "pool_connections_max",
-        "Connections that the pool opens at most.",
+        "Most connections that the pool opens.",
         ["pool"],
         {(name,): pool.size for name, pool in pools.items()},
     )
     yield gauge(
         "pool_waiting",
-        "Statements that wait for a connection now.",
+        "Statements that are waiting for a connection now.",
         ["pool"],
         {(name,): pool.waiting for name, pool in pools.items()},
     )
     yield counter(
         "pool_waits",
-        "Statements that had to wait, for all connections were in use.",
+        "Statements that waited because all connections were in use.",
         ["pool"],
         {(name,): pool.waits for name, pool in pools.items()},
     )
     yield counter(
         "pool_timeouts",
-        "Deadlines missed: of statements that waited for a connection (wait), and of connections that were closed "
-        "because PostgreSQL did not answer in time (statement).",
+        "Deadlines missed while waiting for a connection (wait) or for an answer of PostgreSQL (statement).",
         ["pool", "kind"],
         {
             (name, kind): count
             for name, pool in pools.items()
-            for kind, count in (("wait", pool.waits_in_vain), ("statement", pool.cut_off))
+            for kind, count in (("wait", pool.wait_timeouts), ("statement", pool.statement_timeouts))
         },
     )

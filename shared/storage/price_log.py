@@ -1,9 +1,8 @@
-"""Prices in the order in which they were stored, for those who follow them as they come.
+"""Prices in the order in which they were stored, for followers: LISTEN/NOTIFY and a cursor.
 
-PostgreSQL announces them itself, at the commit (migration 0004): nothing is lost between a commit and the word of it,
-whoever stores, and Redis may be away. The word only says that there is something to read. What was stored is read by
-its position, so a follower that was away, or behind a pooler that passes no word on, misses nothing. An average that
-an observation replaces before it was read is not there any more, and is not told.
+PostgreSQL notifies at the commit (migration 0004), even if Redis is unavailable. A notification says only that there is
+something to read. Followers read from their position on, so one that was disconnected, or behind a pooler that drops
+notifications, misses nothing. A chart average that is replaced before it is read is never sent.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ _AFTER_ALL_TICKERS = "~"
 
 
 class Position(NamedTuple):
-    """Where a price stands in the order of storing. Whoever sees a batch sees all earlier ones whole."""
+    """A price's place in the order of storing. A reader that sees a batch sees all earlier batches completely."""
 
     batch: int
     timestamp: datetime
@@ -41,25 +40,23 @@ class Stored(NamedTuple):
 
 
 def listen(settings: Settings, connected: Callable[[], None], heard: Callable[[], None]) -> Pool:
-    """A pool of the one connection that hears announcements. `connected`: it is new, what was said before is lost."""
+    """A pool of one listening connection. `connected` is called for each new one: earlier notifications are lost."""
 
     hosts = write_hosts(settings.database_url)
 
     async def connect() -> Connection:
         session = {"application_name": "server, live", "timezone": "UTC"}
-        if settings.database_pooler:  # which passes no word on, and would keep who listens
+        if settings.database_pooler:  # it passes no notifications on
             connection = await hosts.connect(statement_cache_size=0, server_settings=session)
-            connected()
-            return connection
-        connection = await hosts.connect(server_settings={**session, "jit": "off"})
-        try:
-            await connection.add_listener(CHANNEL, lambda *_: heard())
-        except asyncpg.InternalClientError as error:  # PostgreSQL said goodbye before it was asked anything
-            connection.terminate()
-            raise ConnectionResetError(str(error)) from error
-        except BaseException:
-            connection.terminate()
-            raise
+        else:
+            connection = await hosts.connect(server_settings={**session, "jit": "off"})
+            try:
+                await connection.add_listener(CHANNEL, lambda *_: heard())
+            except BaseException as error:
+                connection.terminate()
+                if isinstance(error, asyncpg.InternalClientError):  # PostgreSQL closed it before the LISTEN
+                    raise ConnectionResetError(str(error)) from error
+                raise
         connected()
         return connection
 
@@ -79,7 +76,7 @@ async def select_last_position(pool: Pool) -> Position:
 
 
 async def select_stored(pool: Pool, after: Position, limit: int) -> list[Stored]:
-    """What was stored after a position, in that order."""
+    """Prices that were stored after a position, in that order."""
     sql = f"""
         select {COLUMNS}, batch
         from prices
@@ -92,9 +89,9 @@ async def select_stored(pool: Pool, after: Position, limit: int) -> list[Stored]
 
 
 async def select_batch_of(pool: Pool, tickers: Sequence[str], timestamp: datetime) -> int | None:
-    """The batch in which the first of these tickers came to `timestamp`, or to what follows it.
+    """The first batch with a price of these tickers at `timestamp` or, for each ticker, at the next instant after it.
 
-    `None` too where none of them has a price as early as that: nothing can have come late.
+    `None` also if none of them has a price that early, because then none can have been stored late.
     """
     sql = """
         select min(coalesce(replaced_prices.batch, following.batch))
@@ -140,7 +137,7 @@ async def select_stored_late(
 async def select_stored_by_time(
     pool: Pool, tickers: Sequence[str], after: tuple[datetime, str], until: Position, limit: int
 ) -> list[Stored]:
-    """Prices after (timestamp, ticker), oldest first, as far as they had been stored by `until`."""
+    """Prices after (timestamp, ticker), oldest first, of those that were stored up to `until`."""
     sql = f"""
         select following.*
         from unnest($1::text[]) as wanted (ticker)

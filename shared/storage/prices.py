@@ -1,7 +1,7 @@
 """Stored prices: one row per (ticker, timestamp), exact decimals, UTC instants."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -22,7 +22,10 @@ class PriceSource(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """`timestamp` is the instant the price stands for, `observed_at` the exchange's clock when it gave it (µs)."""
+    """A row of `prices`; its fields are the columns.
+
+    `timestamp`: the instant that the price stands for. `observed_at`: the exchange's clock when it gave the price (µs).
+    """
 
     ticker: str
     price: Decimal
@@ -32,11 +35,32 @@ class Price:
     testnet: bool
 
 
-# The enum travels as text: asyncpg would otherwise look its type up on every new connection.
-STALE_INTERVALS = 2
-"Without a new price for so many intervals, a ticker is stale."
+# By type of a field: what it is on the way to PostgreSQL, to JSON and from JSON. The enum travels as text, because
+# asyncpg would look its type up on every new connection.
+_SQL_TYPES = {str: "text", Decimal: "numeric", datetime: "timestamptz", PriceSource: "text", bool: "boolean"}
+_TO_JSON: dict[type, Callable[[Any], Any]] = {
+    str: str,
+    Decimal: str,
+    datetime: datetime.isoformat,
+    PriceSource: str,
+    bool: bool,
+}
+_FROM_JSON: dict[type, Callable[[Any], Any]] = {
+    str: str,
+    Decimal: Decimal,
+    datetime: datetime.fromisoformat,
+    PriceSource: PriceSource,
+    bool: bool,
+}
 
-COLUMNS = "ticker, price, timestamp, observed_at, source::text as source, testnet"
+_TYPES: dict[str, Any] = {field.name: field.type for field in fields(Price)}
+_NAMES = ", ".join(_TYPES)
+_SOURCE = list(_TYPES).index("source")
+
+COLUMNS = ", ".join("source::text as source" if name == "source" else name for name in _TYPES)
+
+STALE_INTERVALS = 2
+"A ticker without a new price for this many intervals is stale."
 
 
 def latest_price(ticker: str, max_age_seconds: int | None = None) -> Statement:
@@ -94,12 +118,7 @@ def tickers(names: Sequence[str], interval_seconds: int) -> Statement:
         select
             wanted.name,
             $2::integer as interval_seconds,
-            latest.ticker as latest_ticker,
-            latest.price as latest_price,
-            latest.timestamp as latest_timestamp,
-            latest.observed_at as latest_observed_at,
-            latest.source as latest_source,
-            latest.testnet as latest_testnet,
+            {", ".join(f"latest.{name} as latest_{name}" for name in _TYPES)},
             extract(epoch from now() - latest.timestamp)::float8 as lag_seconds,
             coalesce(now() - latest.timestamp > interval '{STALE_INTERVALS} s' * $2, true) as stale,
             oldest.timestamp as first_timestamp,
@@ -118,7 +137,7 @@ def tickers(names: Sequence[str], interval_seconds: int) -> Statement:
             limit 1
         ) as latest on true
         left join lateral (
-            -- Of the prices that are kept: skips the index entries of those that were dropped.
+            -- Of the kept prices: skips the index entries of dropped ones.
             select timestamp
             from prices
             where prices.ticker = wanted.name collate "C"
@@ -162,7 +181,7 @@ async def select_latest_prices(pool: Pool, tickers: Sequence[str]) -> list[Price
 
 
 async def select_observed_tickers(pool: Pool, tickers: Sequence[str], slot: datetime) -> set[str]:
-    """Those that have an observed price for this slot."""
+    """The tickers that have an observed price for this slot."""
     sql = """
         select ticker
         from prices
@@ -174,61 +193,46 @@ async def select_observed_tickers(pool: Pool, tickers: Sequence[str], slot: date
 
 
 async def insert_prices(pool: Pool, prices: Iterable[Price], *, timeout: float = WRITE_SECONDS) -> list[Price]:
-    """Store prices in one statement; answers those that were new.
+    """Store prices in one statement; returns those that were new.
 
-    Safe to repeat: a row that is there stays as it is, with one exception. An observation takes the place of a chart
-    average, because a late observation (PostgreSQL was away) may find that its slot has been healed meanwhile.
+    Idempotent: an existing row stays, with one exception. An observation replaces a chart average, because the slot of
+    a late observation (PostgreSQL was unavailable) may have been healed meanwhile.
     """
     sql = f"""
-        insert into prices (ticker, price, timestamp, observed_at, source, testnet)
-        select ticker, price, timestamp, observed_at, source::price_source, testnet
-        from unnest($1::text[], $2::numeric[], $3::timestamptz[], $4::timestamptz[], $5::text[], $6::boolean[])
-            as fresh (ticker, price, timestamp, observed_at, source, testnet)
+        insert into prices ({_NAMES})
+        select {", ".join("source::price_source" if name == "source" else name for name in _TYPES)}
+        from unnest({", ".join(f"${n}::{_SQL_TYPES[kind]}[]" for n, kind in enumerate(_TYPES.values(), 1))})
+            as fresh ({_NAMES})
         -- Two writers that lock the same rows in the same order cannot deadlock.
         order by timestamp, ticker collate "C"
         on conflict (ticker, timestamp) do update
-        set price = excluded.price,
-            observed_at = excluded.observed_at,
-            source = excluded.source,
-            testnet = excluded.testnet
+        set {", ".join(f"{name} = excluded.{name}" for name in _TYPES if name not in {"ticker", "timestamp"})}
         where prices.source = 'BACKFILLED'
           and excluded.source <> 'BACKFILLED'
         returning {COLUMNS}
     """
-    # One statement cannot touch a row twice, so of a repeat within the batch the first observation stands here too.
+    # One statement cannot update a row twice, so the batch itself keeps one price per row: the first observation.
     unique: dict[tuple[str, datetime], Price] = {}
     for price in sorted(prices, key=lambda p: (p.source is PriceSource.BACKFILLED, p.observed_at)):
         unique.setdefault((price.ticker, price.timestamp), price)
-    rows = [(p.ticker, p.price, p.timestamp, p.observed_at, p.source.value, p.testnet) for p in unique.values()]
+    rows = [tuple(getattr(price, name) for name in _TYPES) for price in unique.values()]
     if not rows:
         return []
     with span("insert prices", "client", db__system__name="postgresql", prices=len(rows)):
-        return [price_of(row) for row in await write(pool, sql, *columns(rows, 6), timeout=timeout)]
+        return [price_of(row) for row in await write(pool, sql, *columns(rows, len(_TYPES)), timeout=timeout)]
 
 
 def dump_price(price: Price) -> dict[str, Any]:
-    """A price as JSON for Redis; the digits are text, for JSON has no exact numbers."""
-    return {
-        **asdict(price),
-        "price": str(price.price),
-        "timestamp": price.timestamp.isoformat(),
-        "observed_at": price.observed_at.isoformat(),
-        "source": price.source.value,
-    }
+    """A price as JSON for Redis. The digits are text, because JSON has no exact numbers."""
+    return {name: _TO_JSON[kind](getattr(price, name)) for name, kind in _TYPES.items()}
 
 
 def load_price(record: dict[str, Any]) -> Price:
-    return Price(
-        ticker=record["ticker"],
-        price=Decimal(record["price"]),
-        timestamp=datetime.fromisoformat(record["timestamp"]),
-        observed_at=datetime.fromisoformat(record["observed_at"]),
-        source=PriceSource(record["source"]),
-        testnet=record["testnet"],
-    )
+    return Price(**{name: _FROM_JSON[kind](record[name]) for name, kind in _TYPES.items()})
 
 
 def price_of(row: Iterable[Any]) -> Price:
     """From the values of `COLUMNS`."""
-    ticker, price, timestamp, observed_at, source, testnet = row
-    return Price(ticker, price, timestamp, observed_at, PriceSource(source), testnet)
+    values = list(row)
+    values[_SOURCE] = PriceSource(values[_SOURCE])
+    return Price(*values)

@@ -1,8 +1,7 @@
-"""Retention: raw prices are dropped for their age, their candles stay. Which were dropped is written down per ticker.
+"""Retention: old raw prices are dropped, their candles stay. `dropped_prices` has the limit of each ticker.
 
-First the instant `kept_from` is moved: from then on prices before it are not stored, and candles before it not computed
-again (migration 0006). Then the rows go, some at a time. So it does not matter who does it, how often, or how far one
-came.
+First `kept_from` moves: from then on prices before it are refused, and candles before it are not computed again
+(migration 0006). Then the rows are deleted in batches. Any worker may do any part of this at any time, and repeat it.
 """
 
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from shared.storage.database import WRITE_SECONDS, Pool, fetch, write
 
 
 async def select_kept_from(pool: Pool, tickers: Sequence[str]) -> dict[str, datetime]:
-    """The instant before which a ticker's raw prices were dropped, for those of whom any were."""
+    """For tickers with dropped prices: the instant before which they were dropped."""
     sql = """
         select ticker, kept_from
         from dropped_prices
@@ -22,10 +21,10 @@ async def select_kept_from(pool: Pool, tickers: Sequence[str]) -> dict[str, date
 
 
 async def move_kept_from(pool: Pool, now: datetime, retention: timedelta) -> dict[str, datetime]:
-    """Decide what is too old, for every ticker that was ever collected. Answers the instants that have moved.
+    """Move the limit of every ticker that was ever collected. Returns the limits that have moved.
 
-    Counted back from a ticker's newest price, to the midnight before: what is collected no more, or a clock gone wrong,
-    loses nothing. Never back. Not even where there is nothing older: nothing was dropped then.
+    Age counts back from the ticker's newest price, to the midnight before, so that a ticker that is no longer collected
+    loses nothing, nor does anything when a clock is wrong. Moves only forward, and only if there are prices before it.
     """
     sql = """
         with collected as (
@@ -65,7 +64,7 @@ async def move_kept_from(pool: Pool, now: datetime, retention: timedelta) -> dic
 
 
 async def select_to_drop(pool: Pool) -> dict[str, datetime]:
-    """The tickers that still have prices from before their `kept_from`, which it answers."""
+    """The tickers that still have prices before their `kept_from`, and that instant."""
     sql = """
         select ticker, kept_from
         from dropped_prices
@@ -82,9 +81,9 @@ async def select_to_drop(pool: Pool) -> dict[str, datetime]:
 
 
 async def drop_oldest_prices(pool: Pool, ticker: str, limit: int) -> int:
-    """Delete a ticker's oldest prices from before its `kept_from`, and count them; answers how many.
+    """Delete up to `limit` of a ticker's oldest prices before its `kept_from`; returns how many.
 
-    One transaction, which has the writers' lock: `limit` is how long others wait.
+    One transaction, which holds the writers' lock: `limit` bounds how long they wait.
     """
     sql = """
         with gone as (
@@ -106,7 +105,7 @@ async def drop_oldest_prices(pool: Pool, ticker: str, limit: int) -> int:
               )
             returning timestamp
         ), replaced as (
-            -- Kept for those who follow prices, who can be told of none of these any more.
+            -- Rows of `replaced_prices` serve followers, who cannot receive dropped prices any more.
             delete from replaced_prices
             using gone
             where replaced_prices.ticker = $1

@@ -1,4 +1,4 @@
-"""What was meant to be collected: per ticker, the grid and since when. And why a slot of it is missing."""
+"""What should be collected: the grid of each ticker, and since when."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -7,10 +7,10 @@ from shared.storage.database import Pool, fetch
 
 
 async def insert_schedules(pool: Pool, tickers: Sequence[str], since: datetime, interval: timedelta) -> None:
-    """Note that these tickers are collected at this interval from `since` on, unless that is the case already.
+    """Note that these tickers are collected at this interval from `since` on, unless they already are.
 
-    A ticker that was collected before needs no first fill: what is missing since then is a gap. A schedule that was to
-    begin later never does.
+    A ticker with an earlier schedule needs no first fill: slots that are missing since then are gaps. Deletes any
+    schedule that would begin later.
     """
     sql = """
         with changed as (
@@ -45,7 +45,7 @@ async def insert_schedules(pool: Pool, tickers: Sequence[str], since: datetime, 
         set interval_seconds = excluded.interval_seconds
     """
     await fetch(pool, sql, list(tickers), since, int(interval.total_seconds()))
-    # Two workers that start together may both have found no schedule; each has committed its own by now.
+    # Two workers that start at the same time may both have inserted the same schedule; both have committed by now.
     repeated = """
         delete from schedules
         where ticker = any($1::text[])
@@ -62,7 +62,7 @@ async def insert_schedules(pool: Pool, tickers: Sequence[str], since: datetime, 
 
 
 async def select_first_fills(pool: Pool, tickers: Sequence[str]) -> dict[str, tuple[datetime, timedelta]]:
-    """First slot and interval of each ticker whose past has not been filled from the chart yet."""
+    """First slot and interval of each ticker whose history is not yet filled from the chart."""
     sql = """
         select ticker, since, interval_seconds
         from schedules
@@ -74,7 +74,7 @@ async def select_first_fills(pool: Pool, tickers: Sequence[str]) -> dict[str, tu
 
 
 async def finish_first_fill(pool: Pool, ticker: str, since: datetime, complete_from: datetime) -> None:
-    """The schedule begins where its history is whole: a sparse past is shown, but nothing is expected of it."""
+    """Let the schedule begin where its history is complete: earlier prices are shown, but not expected."""
     sql = """
         update schedules
         set first_fill_done = true,

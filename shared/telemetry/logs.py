@@ -1,7 +1,7 @@
-"""Log lines of every process and library in one shape: for people, or one JSON object a line for machines.
+"""Every log line of every process and library in one shape: for people, or one JSON object a line for machines.
 
-Modules write them with `logging`. What is worked on is bound once, with `structlog.contextvars`, and is then on every
-line, whoever writes it: `request_id` and `operation_id` in the API, `job_id`, `function`, `slot`, `ticker` in a worker.
+Modules write lines with `logging`. The context of the work is bound once, with `structlog.contextvars`, and is then on
+every line: `request_id` and `operation_id` in the API, `job_id`, `function`, `slot`, `ticker` in a worker.
 """
 
 import contextlib
@@ -9,15 +9,14 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 from urllib.parse import unquote
 
 from structlog.contextvars import merge_contextvars
 from structlog.dev import ConsoleRenderer
-from structlog.processors import JSONRenderer, format_exc_info
-from structlog.stdlib import ExtraAdder, ProcessorFormatter
+from structlog.processors import JSONRenderer, TimeStamper, add_log_level, format_exc_info
+from structlog.stdlib import ExtraAdder, ProcessorFormatter, add_logger_name
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from shared.config.settings import Settings, SettingsError
@@ -25,13 +24,14 @@ from shared.telemetry import traces
 
 logger = logging.getLogger(__name__)
 
-_QUIET = {
-    # One line per request to the exchange, job or socket says nothing that a failure's own line does not. At the level
+_LEAST_LEVELS = {
+    # One line per request to the exchange, job or socket says no more than the line of a failure does. At the level
     # debug a socket's lines would show its headers and messages, tokens among them.
     **dict.fromkeys(("httpx", "httpcore", "arq.worker", "uvicorn.sockets", "urllib3"), logging.WARNING),
-    "opentelemetry.exporter": logging.ERROR,  # one line for a batch that is lost, none for each try
+    "opentelemetry.exporter": logging.ERROR,  # one line for each batch that is lost, none for each attempt
 }
-_ABOUT = ("request_id", "operation_id", "job_id", "function", "slot", "ticker", "trace_id")
+_FIRST = ("time", "level", "logger", "message")
+_CONTEXT = ("request_id", "operation_id", "job_id", "function", "slot", "ticker", "trace_id")
 _SHORTEST_SECRET = 8
 _URL_PASSWORD = re.compile(r"(://[^\s:/@]{0,100}):\S{0,500}@")
 _PASSWORDS = re.compile(r"[?&]\w*password=([^&#]+)", re.IGNORECASE)
@@ -39,36 +39,37 @@ _PARAMETER = re.compile(r"(password=|\bbearer\s{1,10})[^\s&\"',]+", re.IGNORECAS
 
 
 def configure_logging(settings: Settings, *processors: Processor) -> None:
-    """Send everything to standard error. `processors` may add to a line what only their process knows."""
+    """Send every line to standard error. `processors` add what only this process knows."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(create_formatter(settings, *processors, colors=sys.stderr.isatty()))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    for name, level in _QUIET.items():
+    for name, level in _LEAST_LEVELS.items():
         logging.getLogger(name).setLevel(max(level, logging.root.level))
     logging.captureWarnings(True)
-    sys.excepthook = _log_end
+    sys.excepthook = _log_uncaught
 
 
 def create_formatter(settings: Settings, *processors: Processor, colors: bool = False) -> logging.Formatter:
-    is_json = settings.log_format == "json"
-    ending: list[Processor] = (
-        [JSONRenderer()]
-        if is_json
-        else [
-            _Printable(),
-            ConsoleRenderer(colors=colors, sort_keys=False, event_key="message", timestamp_key="time", pad_event_to=0),
-        ]
-    )
+    renderers: list[Processor] = [JSONRenderer()]
+    if settings.log_format == "console":
+        console = ConsoleRenderer(
+            colors=colors, sort_keys=False, event_key="message", timestamp_key="time", pad_event_to=0
+        )
+        renderers = [_escape_control_characters, console]
     return ProcessorFormatter(
         processors=[
             merge_contextvars,
             *processors,
             _add_trace,
             ExtraAdder(),
+            # After the extras, so that none of them replaces these.
+            TimeStamper("iso", key="time"),
+            add_log_level,
+            add_logger_name,
             format_exc_info,
             _in_order,
-            _Masked(settings),
-            *ending,
+            _MaskSecrets(settings),
+            *renderers,
         ]
     )
 
@@ -80,23 +81,16 @@ def _add_trace(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
 
 
 def _in_order(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
-    """`time`, `level`, `logger`, `message`, what is bound, what was passed as `extra`, and at last the exception."""
-    record: logging.LogRecord = line["_record"]
-    ours = {
-        "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-        "level": record.levelname.lower(),
-        "logger": record.name,
-        "message": line["event"].rstrip(),
-    }
-    ours |= {key: line[key] for key in _ABOUT if line.get(key) is not None}
-    left_out = {*ours, "event", "exception", "stack_info", "color_message", "taskName", "_record", "_from_structlog"}
-    others = {key: value for key, value in line.items() if key not in left_out and value is not None}
-    last = {"stack": line.get("stack_info"), "exception": line.get("exception")}
-    return ours | others | {key: value for key, value in last.items() if value}
+    """`time`, `level`, `logger`, `message`, the context, what was passed as `extra`, and the exception last."""
+    line["message"] = line["event"].rstrip()
+    line.update({"stack": line.pop("stack_info", None), "exception": line.pop("exception", None)})
+    keys = dict.fromkeys((*_FIRST, *_CONTEXT, *line))
+    left_out = {"event", "color_message", "_record", "_from_structlog"}
+    return {key: line[key] for key in keys if key not in left_out and line.get(key) is not None}
 
 
-class _Masked:
-    """Secrets stay out of a line, whoever brought them: a driver's exception may quote the URL it was given."""
+class _MaskSecrets:
+    """Keeps secrets out of every line: a driver's exception may quote the URL that it was given."""
 
     def __init__(self, settings: Settings) -> None:
         secrets = sorted(set(_secrets(settings)), key=len, reverse=True)
@@ -106,7 +100,7 @@ class _Masked:
         return {key: self._mask(value) for key, value in line.items()}
 
     def _mask(self, value: Any) -> Any:
-        """A value of JSON, of whatever was passed."""
+        """The same value as JSON can hold it; a value of an unknown type becomes its text."""
         if value is None or isinstance(value, bool | int | float):
             return value
         if isinstance(value, dict):
@@ -121,8 +115,8 @@ class _Masked:
 
 
 def _secrets(settings: Settings) -> Iterator[str]:
-    """Those that are known by heart. A password that is its user's name is none, and would mask the name."""
-    with contextlib.suppress(SettingsError):  # the start says so
+    """Literal secrets from the settings. Skips a password equal to its user name."""
+    with contextlib.suppress(SettingsError):  # an unreadable token file is reported at the start
         yield from settings.read_tokens()
     urls = settings.database_url, settings.database_read_url, settings.redis_url, settings.otel_exporter_otlp_endpoint
     for url in filter(None, urls):
@@ -132,19 +126,14 @@ def _secrets(settings: Settings) -> Iterator[str]:
                 yield from (secret, unquote(secret))
 
 
-class _Printable:
-    """One line stays one line: what a client sent can neither begin another nor move the cursor.
-
-    An exception has several, each of them indented.
-    """
-
-    def __call__(self, _: WrappedLogger, __: str, line: EventDict) -> EventDict:
-        return {
-            key: "\n".join("    " + _printable(text) for text in value.split("\n"))
-            if key in {"exception", "stack"}
-            else _printable(value if isinstance(value, str) else repr(value))
-            for key, value in line.items()
-        }
+def _escape_control_characters(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
+    """Text from a client can neither begin a new line nor move the cursor. The lines of an exception are indented."""
+    return {
+        key: "\n".join("    " + _printable(text) for text in value.split("\n"))
+        if key in {"exception", "stack"}
+        else _printable(value if isinstance(value, str) else repr(value))
+        for key, value in line.items()
+    }
 
 
 def _printable(text: str) -> str:
@@ -153,8 +142,8 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _log_end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What ends the process is a line like any other."""
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The exception that ends the process is a log line like any other."""
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
     else:

@@ -1,7 +1,7 @@
-"""Numbers for Prometheus, counted in plain integers and put into its words when it asks.
+"""Metrics for Prometheus: counted in plain integers, turned into metric families when Prometheus scrapes.
 
-Each app and each worker has its own, and hands them down. They are written by one thread, the event loop's, and may be
-read by another: an increment of the library's own takes a lock, and more time than a planned answer has to spare.
+Each app and each worker has its own and passes them down. The event loop's thread alone writes them, another thread may
+read them. An increment of prometheus-client takes a lock, which is too slow for a compiled query.
 """
 
 import time
@@ -20,7 +20,7 @@ Labels = tuple[str, ...]
 
 
 class Timing:
-    """How often something took how long. `bounds` ascend, in seconds; one that is met exactly still counts."""
+    """A histogram of durations. `bounds` ascend, in seconds, and are inclusive."""
 
     __slots__ = ("bounds", "counts", "seconds")
 
@@ -30,7 +30,7 @@ class Timing:
         self.seconds = 0.0
 
     def add_since(self, began: float) -> None:
-        """`began`: a time of `time.perf_counter`."""
+        """`began`: a reading of `time.perf_counter`."""
         seconds = time.perf_counter() - began
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.seconds += seconds
@@ -43,7 +43,7 @@ class Timing:
 def counter(name: str, documentation: str, labels: Sequence[str], counts: Mapping[Labels, float]) -> Metric:
     """`name` is without the prefix and without `_total`."""
     family = CounterMetricFamily(PREFIX + name, documentation, labels=labels)
-    for values, count in dict(counts).items():  # a copy, made in one step: another thread may add to it
+    for values, count in dict(counts).items():  # a copy made in one step, because another thread may add to it
         family.add_metric(values, count)
     return family
 
@@ -58,7 +58,7 @@ def gauge(name: str, documentation: str, labels: Sequence[str], values: Mapping[
 def histogram(
     name: str, documentation: str, labels: Sequence[str], timings: Iterable[tuple[Labels, Sequence[Timing]]]
 ) -> Metric:
-    """Timings of the same labels are added up; they have the same bounds."""
+    """Adds up the timings of one label set; all have the same bounds."""
     family = HistogramMetricFamily(PREFIX + name, documentation, labels=labels)
     for values, several in timings:
         counted, buckets = 0, []
@@ -74,7 +74,7 @@ def build_info() -> Metric:
 
 
 def create_registry(collector: Collector | None = None) -> CollectorRegistry:
-    """What this process takes of memory, CPU and files, its Python, and what `collector` counts."""
+    """Memory, CPU, files and Python of this process, and what `collector` counts."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)

@@ -1,10 +1,9 @@
 """OpenTelemetry: one trace from a mutation through Redis to the job, its calls of the exchange and its insert.
 
-Off unless OTEL_EXPORTER_OTLP_ENDPOINT is set, and then nothing of OpenTelemetry is imported. What else there is to say
-(headers, sampler, resource, time-outs), its SDK reads from its own standard variables.
+Off unless OTEL_EXPORTER_OTLP_ENDPOINT is set: OpenTelemetry's API alone records nothing, and its SDK is not imported.
+The SDK reads everything else (headers, sampler, resource, time-outs) from its own standard variables.
 
-As with logging there is one destination for a process, so that a span is opened where the work is done, and nothing has
-to be passed down to there.
+The tracer is global to the process, as the loggers are, so it is not passed down to where a span is opened.
 """
 
 import logging
@@ -13,6 +12,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+from opentelemetry.context import Context
+from opentelemetry.trace import NoOpTracer, SpanKind, Status, StatusCode, Tracer, format_trace_id, get_current_span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from structlog.contextvars import get_contextvars
 
 from shared.config.settings import Settings
@@ -20,22 +22,21 @@ from shared.version import VERSION
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.trace import Tracer
 
 logger = logging.getLogger(__name__)
 
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
-Note = Callable[[str, Any], None]
+SetAttribute = Callable[[str, Any], None]
 
 SHUTDOWN_SECONDS = 2.0
-"For the last spans, when the process ends: a collector that is away must not hold it up."
+"For the last spans when the process ends, so that an unavailable collector does not delay it."
 
-_tracer: "Tracer | None" = None
+_tracer: Tracer = NoOpTracer()
 
 
 @asynccontextmanager
 async def open_traces(settings: Settings, process: str) -> AsyncIterator[None]:
-    """Send spans, from a thread of their own, until this ends. `process`: which of ours it is."""
+    """Send spans, from a separate thread, until the block ends. `process`: "api" or "worker"."""
     endpoint = settings.otel_exporter_otlp_endpoint
     if endpoint is None:
         yield
@@ -43,7 +44,7 @@ async def open_traces(settings: Settings, process: str) -> AsyncIterator[None]:
     try:
         provider = _create_provider(endpoint, process)
     except ImportError as error:
-        # The variable may be set for all that runs on a machine: prices are collected all the same.
+        # The variable may be set for everything on a machine, so the process collects prices without traces.
         logger.warning(
             "OTEL_EXPORTER_OTLP_ENDPOINT is set, but there will be no traces: the package of %s is not installed "
             "(the extra `traces` of this project has it)",
@@ -56,7 +57,7 @@ async def open_traces(settings: Settings, process: str) -> AsyncIterator[None]:
             logger.info("traces go to %s", endpoint)
             yield
     finally:
-        # In a thread of its own, for it waits as long as the exporter does; it ends with the process.
+        # `shutdown` waits as long as the exporter does, so it runs in a daemon thread, which ends with the process.
         ending = threading.Thread(target=provider.shutdown, daemon=True)
         ending.start()
         ending.join(SHUTDOWN_SECONDS)
@@ -73,7 +74,7 @@ def recording(provider: "TracerProvider") -> Iterator[None]:
 
 
 def is_recording() -> bool:
-    return _tracer is not None
+    return not isinstance(_tracer, NoOpTracer)
 
 
 @contextmanager
@@ -84,18 +85,13 @@ def span(
     *,
     expected: tuple[type[BaseException], ...] = (),
     **attributes: Any,
-) -> Iterator[Note]:
-    """The work inside it, as part of what it is done in or, where that is elsewhere, of `parent`: a `traceparent`.
+) -> Iterator[SetAttribute]:
+    """A span around a block of work. Yields the function that sets further attributes.
 
-    It has the attributes that a line of the log would have, then `attributes`, in whose names `__` is a dot; and what
-    is given to the function it yields. Of an exception it tells its kind or code alone, for its text may be anything;
-    those `expected` are no errors.
+    It is a child of `parent`, a `traceparent`, or of the current span. It gets the attributes that a log line would
+    have, then `attributes`, in whose names `__` stands for a dot. Of an exception it notes the type or code alone,
+    because the text may contain anything; the types in `expected` do not mark the span as failed.
     """
-    if _tracer is None:
-        yield _forget
-        return
-    from opentelemetry.trace import SpanKind, Status, StatusCode
-
     dotted = {key.replace("__", "."): value for key, value in attributes.items() if value is not None}
     with _tracer.start_as_current_span(
         name,
@@ -114,22 +110,14 @@ def span(
             raise
 
 
-def carried() -> str | None:
-    """The current span as a `traceparent`, for what is done elsewhere; `None` where nothing is recorded."""
-    if _tracer is None:
-        return None
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
+def current_traceparent() -> str | None:
+    """The current span as a W3C `traceparent`; `None` without one."""
     carrier: dict[str, str] = {}
     TraceContextTextMapPropagator().inject(carrier)
     return carrier.get("traceparent")
 
 
 def current_trace_id() -> str | None:
-    if _tracer is None:
-        return None
-    from opentelemetry.trace import format_trace_id, get_current_span
-
     context = get_current_span().get_span_context()
     return format_trace_id(context.trace_id) if context.is_valid else None
 
@@ -142,22 +130,15 @@ def _create_provider(endpoint: str, process: str) -> "TracerProvider":
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     named = Resource.create({"service.name": f"deribit-price-collector-{process}", "service.version": VERSION})
-    # What its standard variables say of the resource comes last, and so wins.
+    # The resource from the standard variables is merged last, so it wins.
     provider = TracerProvider(resource=named.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
     exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider
 
 
-def _context_of(parent: str | None) -> Any:
-    """`None` is the context there is. What is no `traceparent` counts as none, and the span begins a trace."""
-    if parent is None:
+def _context_of(parent: str | None) -> Context | None:
+    """`None` is the current context. A `parent` that is not a `traceparent` is ignored: the span begins a trace."""
+    if parent is None or not is_recording():
         return None
-    from opentelemetry.context import Context
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
     return TraceContextTextMapPropagator().extract({"traceparent": parent}, Context())
-
-
-def _forget(name: str, value: Any) -> None:
-    pass

@@ -20,8 +20,8 @@ from urllib.parse import urlencode
 import asyncpg
 import psutil
 
-from shared.local.servers import free_port, start_postgres, start_valkey
 from tests.bench.data import LAST_MINUTE, POSTGRES_OPTIONS, fill
+from tests.embedded import free_port, start_postgres, start_valkey
 
 ROOT = Path(__file__).parents[2]
 ROWS = 60_000

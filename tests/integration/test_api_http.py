@@ -190,7 +190,7 @@ def test_the_server_is_one_plain_command(settings: Settings, pool: Pool, tmp_pat
     )
     assert exposed.returncode == 2
     assert exposed.stderr.count("\n") == 1
-    assert "set API_TOKEN, or ALLOW_ANONYMOUS_MUTATIONS=1 to insist" in exposed.stderr
+    assert "set API_TOKEN, or ALLOW_ANONYMOUS_MUTATIONS=1 to allow that" in exposed.stderr
 
     with subprocess.Popen(command, env=env, cwd=tmp_path, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None

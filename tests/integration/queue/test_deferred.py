@@ -1,4 +1,4 @@
-"""PostgreSQL away while a price is in hand: it waits in Redis, and is stored under its own slot."""
+"""PostgreSQL unavailable after a fetch: the price is deferred in Redis, and stored under its own slot later."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -40,7 +40,7 @@ def cut_off(worker: Worker, away: Pool) -> dict[str, Any]:
     return {"worker": replace(worker, pool=away), "job_try": 1}
 
 
-async def test_a_price_in_hand_waits_in_redis_and_is_stored_under_its_own_slot(
+async def test_a_deferred_price_is_stored_under_its_own_slot(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any], cut_off: dict[str, Any]
 ) -> None:
     slot = await running_slot(worker, seconds_left=4)
@@ -56,7 +56,7 @@ async def test_a_price_in_hand_waits_in_redis_and_is_stored_under_its_own_slot(
     assert await worker.redis.zcard("deferred") == 0
 
 
-async def test_a_late_observation_takes_the_place_of_what_was_healed_meanwhile(
+async def test_a_late_observation_replaces_the_healed_price(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any], cut_off: dict[str, Any]
 ) -> None:
     slot = await running_slot(worker, seconds_left=4)
@@ -67,7 +67,7 @@ async def test_a_late_observation_takes_the_place_of_what_was_healed_meanwhile(
     assert await select_all_prices(worker.pool) == given_prices(simulator, slot)
 
 
-async def test_what_waits_leaves_redis_only_after_it_is_stored(
+async def test_an_entry_leaves_redis_only_after_it_is_stored(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any], cut_off: dict[str, Any], away: Pool
 ) -> None:
     slot = await running_slot(worker, seconds_left=8)
@@ -82,7 +82,7 @@ async def test_what_waits_leaves_redis_only_after_it_is_stored(
     assert await store_oldest_deferred(worker.redis, worker.pool) == 0
 
 
-async def test_a_reason_waits_beside_the_price(
+async def test_a_missed_slot_is_deferred_beside_the_prices(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any], cut_off: dict[str, Any]
 ) -> None:
     simulator.faults.put("eth_usd", Fault("nan", None, 0))
@@ -94,7 +94,7 @@ async def test_a_reason_waits_beside_the_price(
     assert await select_all_missed_slots(worker.pool) == [missed]
 
 
-async def test_what_waits_is_stored_by_the_job_that_was_queued_for_it(
+async def test_the_enqueued_job_stores_deferred_prices(
     worker: Worker, simulator: Simulator, cut_off: dict[str, Any]
 ) -> None:
     slot = await running_slot(worker, seconds_left=8)
@@ -109,10 +109,10 @@ async def test_what_waits_is_stored_by_the_job_that_was_queued_for_it(
     assert await worker.redis.zcard("deferred") == 0
 
 
-async def test_of_several_late_observations_of_a_slot_the_first_is_stored(
+async def test_the_first_of_several_late_observations_is_stored(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any], cut_off: dict[str, Any]
 ) -> None:
-    """As it is where PostgreSQL is there: a second run of a slot changes nothing."""
+    """As while PostgreSQL is available: a second run of a slot changes nothing."""
     slot = await running_slot(worker, seconds_left=8)
     await fetch_slot(job_of(cut_off, slot))
     first = given_prices(simulator, slot)
@@ -159,7 +159,7 @@ async def test_a_storage_that_refuses_prices_leaves_that_as_the_reason(
 async def test_a_fetch_that_is_refused_by_the_storage_leaves_no_slot_missing(
     worker: Worker, ctx: dict[str, Any]
 ) -> None:
-    """It is of no slot: neither now, nor where the price itself is refused later."""
+    """A requested price belongs to no slot, neither now nor if it is refused later."""
     job = await enqueue_fetch_prices(worker.redis, ["btc_usd"])
     await fetch(worker.pool, "alter table prices rename to prices_away")
     try:
@@ -176,7 +176,7 @@ async def test_a_fetch_that_is_refused_by_the_storage_leaves_no_slot_missing(
 async def test_a_database_that_fails_at_storing_drops_nothing(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any]
 ) -> None:
-    """Not away, not the price's fault: a trigger that breaks, as after a faulty migration."""
+    """PostgreSQL is available and the price is valid: a trigger fails, as after a faulty migration."""
     slot = await running_slot(worker, seconds_left=4)
     await fetch(worker.pool, "alter table candle_hours rename to candle_hours_away")
     try:
@@ -189,7 +189,7 @@ async def test_a_database_that_fails_at_storing_drops_nothing(
     assert await select_all_prices(worker.pool) == given_prices(simulator, slot)
 
 
-async def test_a_price_the_database_refuses_holds_up_no_other(worker: Worker, ctx: dict[str, Any]) -> None:
+async def test_a_refused_price_does_not_block_others(worker: Worker, ctx: dict[str, Any]) -> None:
     slot = await running_slot(worker)
     bad, good = example_price(slot - MINUTE, "-1"), example_price(slot, "1")
     await defer(worker.redis, [bad, good], [])

@@ -1,4 +1,4 @@
-"""A fetch that somebody asks for, from the queue through a real worker to its outcome."""
+"""A requested fetch, from the queue through a real worker to its outcome."""
 
 import asyncio
 from dataclasses import replace
@@ -42,13 +42,13 @@ async def queued_jobs(redis: ArqRedis) -> list[str]:
 
 
 async def run_queued(worker: Worker) -> int:
-    """Everything that waits, by a real worker; answers how many jobs it completed."""
+    """Run everything in the queue with a real worker; returns how many jobs it completed."""
     arq_worker = create_worker(worker, [], burst=True, handle_signals=False)
     return await arq_worker.run_check()
 
 
 def given_prices(simulator: Simulator) -> list[Price]:
-    """What the exchange says it gave out."""
+    """The prices that the simulator gave."""
     prices: list[Price] = []
     for given in simulator.given:
         at = from_microseconds(given["usOut"])
@@ -102,9 +102,7 @@ async def test_an_unknown_id_is_none(redis: ArqRedis) -> None:
 
 
 @pytest.mark.parametrize("is_started", [False, True])
-async def test_a_fetch_that_its_workers_gave_up_has_failed_and_holds_nobody_back(
-    redis: ArqRedis, is_started: bool
-) -> None:
+async def test_an_abandoned_fetch_has_failed_and_does_not_block_the_next(redis: ArqRedis, is_started: bool) -> None:
     job = await enqueue_fetch_prices(redis, BOTH)
     if is_started:
         await start_fetch_job(redis, job.id)
@@ -224,7 +222,7 @@ async def test_a_requested_price_has_the_exchanges_own_clock(
     )
 
 
-async def test_a_clock_far_ahead_would_be_the_newest_price_for_as_long(worker: Worker, simulator: Simulator) -> None:
+async def test_a_price_of_a_clock_far_ahead_is_refused(worker: Worker, simulator: Simulator) -> None:
     simulator.offset_seconds = 2 * 3600
     job = await enqueue_fetch_prices(worker.redis, ["btc_usd"])
     await run_queued(worker)
@@ -234,10 +232,8 @@ async def test_a_clock_far_ahead_would_be_the_newest_price_for_as_long(worker: W
     assert await select_all_prices(worker.pool) == []
 
 
-async def test_a_fetch_that_redis_no_longer_knows_to_run_is_not_run_beside_itself(
-    worker: Worker, simulator: Simulator
-) -> None:
-    """As on a replica that has become the master without having heard of it."""
+async def test_a_fetch_lost_in_a_failover_does_not_run_twice(worker: Worker, simulator: Simulator) -> None:
+    """As on a replica that became the master without it."""
     simulator.faults.put("*", Fault("slow", None, 1))
     job = await enqueue_fetch_prices(worker.redis, ["btc_usd"])
     running = asyncio.create_task(run_queued(worker))
@@ -255,7 +251,7 @@ async def test_a_fetch_that_loses_redis_runs_again_later(worker: Worker, setting
             await fetch_prices({"worker": replace(worker, redis=away), "job_id": "0" * 32}, ["btc_usd"])
 
 
-async def test_what_only_a_worker_has_noted_is_no_fetch(redis: ArqRedis) -> None:
-    """The rest of its record was lost with a master, before anybody was told of it."""
+async def test_a_record_with_only_a_workers_part_is_not_a_fetch(redis: ArqRedis) -> None:
+    """The rest of the record was lost in a failover, before a client knew of it."""
     await start_fetch_job(redis, "0" * 32)
     assert await select_fetch_job(redis, "0" * 32) is None

@@ -1,4 +1,4 @@
-"""How many fetches are begun: the count in Redis, what it counts, and whom it counts as one."""
+"""Rate limits of fetches: the count in Redis, what counts, and for which client."""
 
 import asyncio
 import itertools
@@ -23,7 +23,7 @@ _names = itertools.count()
 
 
 async def count(redis: ArqRedis, client: str = "a", per_client: int = 0, overall: int = 0) -> int | None:
-    """Count a fetch of tickers that nobody else asks for; the seconds to wait where it is refused."""
+    """Request a fetch of new tickers; returns the seconds to wait if it is refused."""
     try:
         await enqueue_fetch_prices(redis, [f"t{next(_names)}_usd"], limits_of(client, per_client, overall))
     except RateLimited as error:
@@ -40,7 +40,7 @@ async def test_a_limit_lets_as_many_through_as_it_allows_in_a_minute(redis: ArqR
     assert await counts(redis, limit + 2, per_client=limit) == [None] * limit + [seconds] * 2
 
 
-async def test_one_more_is_let_through_when_its_part_of_the_minute_has_passed(redis: ArqRedis) -> None:
+async def test_one_more_is_allowed_after_a_minute_divided_by_the_limit(redis: ArqRedis) -> None:
     assert await counts(redis, 5, per_client=4) == [None] * 4 + [15]
     forgotten = int(await redis.get("limit:client:a") or 0)
     await redis.set("limit:client:a", forgotten - MINUTE // 4)
@@ -49,7 +49,7 @@ async def test_one_more_is_let_through_when_its_part_of_the_minute_has_passed(re
     assert await counts(redis, 4, per_client=4) == [None, None, None, 15]
 
 
-async def test_clients_have_limits_of_their_own_and_one_together(redis: ArqRedis) -> None:
+async def test_each_client_has_a_limit_and_all_share_one(redis: ArqRedis) -> None:
     limits = {"per_client": 2, "overall": 3}
     assert await counts(redis, 3, client="a", **limits) == [None, None, 30]
     assert await counts(redis, 2, client="b", **limits) == [None, 20]
@@ -62,7 +62,7 @@ async def test_clients_have_limits_of_their_own_and_one_together(redis: ArqRedis
     assert caught.value.extensions == {"code": "RATE_LIMITED", "retryAfter": 30}
 
 
-async def test_what_is_refused_is_not_counted(redis: ArqRedis) -> None:
+async def test_a_refused_fetch_does_not_count(redis: ArqRedis) -> None:
     assert await counts(redis, 5, client="a", per_client=1, overall=100) == [None, 60, 60, 60, 60]
     counted = int(await redis.get("limit:overall") or 0) - int(await redis.get("limit:client:a") or 0)
     assert counted == MINUTE // 100 - MINUTE
@@ -71,12 +71,12 @@ async def test_what_is_refused_is_not_counted(redis: ArqRedis) -> None:
     assert int(await redis.get("limit:overall") or 0) - int(await redis.get("limit:client:b") or 0) == 59 * MINUTE // 60
 
 
-async def test_no_limit_is_none(redis: ArqRedis) -> None:
+async def test_zero_is_no_limit(redis: ArqRedis) -> None:
     assert await counts(redis, 200) == [None] * 200
     assert await redis.keys("limit:*") == []
 
 
-async def test_nothing_is_kept_of_a_client_that_has_its_whole_limit_again(redis: ArqRedis) -> None:
+async def test_a_clients_key_expires_with_its_count(redis: ArqRedis) -> None:
     await count(redis, per_client=60, overall=0)
     assert 0 < await redis.pttl("limit:client:a") <= 1001
     async with asyncio.timeout(20):
@@ -85,8 +85,8 @@ async def test_nothing_is_kept_of_a_client_that_has_its_whole_limit_again(redis:
 
 
 @pytest.mark.parametrize("hours", [1, 24 * 365])
-async def test_a_clock_that_is_set_back_locks_nobody_out(redis: ArqRedis, hours: int) -> None:
-    """What was counted then lies in the future now."""
+async def test_a_clock_that_is_set_back_blocks_no_client(redis: ArqRedis, hours: int) -> None:
+    """Its earlier counts are in the future now."""
     seconds, microseconds = await redis.time()
     ahead = seconds * 1_000_000 + microseconds + hours * 60 * MINUTE
     await redis.set("limit:client:a", str(ahead))
@@ -95,8 +95,8 @@ async def test_a_clock_that_is_set_back_locks_nobody_out(redis: ArqRedis, hours:
     assert await count(redis, per_client=60) is None
 
 
-async def test_at_once_no_more_are_let_through_than_one_by_one(settings: Settings, redis: ArqRedis) -> None:
-    """From two clients of Redis, as two processes have them."""
+async def test_concurrent_requests_get_no_more_than_sequential_ones(settings: Settings, redis: ArqRedis) -> None:
+    """Over two connections, as from two processes."""
     async with open_redis(settings, retries=1) as other:
         answers = await asyncio.gather(*(count(each, overall=10) for each in [redis, other] * 30))
     assert sorted(answers, key=bool) == [None] * 10 + [6] * 50
@@ -109,7 +109,7 @@ async def ask(context: Context, tickers: Sequence[str] | None = None) -> tuple[s
     return "id", result.data["fetchPrices"]["id"]  # type: ignore[index]
 
 
-async def test_to_join_a_fetch_that_is_under_way_is_not_counted(context: Context) -> None:
+async def test_joining_a_running_fetch_does_not_count(context: Context) -> None:
     context.settings = context.settings.model_copy(update={"fetch_limit_per_client": 2})
     begun = await ask(context, ["btc_usd"])
     assert [await ask(context, ["BTC_USD"]) for _ in range(5)] == [begun] * 5
@@ -121,7 +121,7 @@ async def test_to_join_a_fetch_that_is_under_way_is_not_counted(context: Context
     assert await ask(context, ["btc_usd"]) == ("RATE_LIMITED", 30)
 
 
-async def test_what_is_refused_for_other_reasons_is_not_counted(context: Context) -> None:
+async def test_a_fetch_refused_for_another_reason_does_not_count(context: Context) -> None:
     context.settings = context.settings.model_copy(update={"fetch_limit_per_client": 1, "api_token": "12345678"})
     for unguarded in (None, ["btc_usd"]):
         result = await schema.execute(FETCH, {"tickers": unguarded}, context)

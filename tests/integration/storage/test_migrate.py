@@ -12,7 +12,14 @@ import asyncpg
 import pytest
 
 from shared.config.settings import Settings
-from shared.migrate import Migration, MigrationError, migrate, read_migrations, select_version
+from shared.migrate import (
+    Migration,
+    MigrationError,
+    migrate,
+    migrate_when_reachable,
+    read_migrations,
+    select_version,
+)
 from shared.storage.database import Pool, create_pool, fetch
 from tests.integration.examples import example_price
 
@@ -104,19 +111,19 @@ async def test_a_changed_old_migration_is_an_error_that_names_the_file(dsn: str,
     first, *others = read_migrations()
     changed = Migration(first.version, first.name, first.sql + "\n-- a comment\n")
     later = Migration(len(NAMES) + 1, "later", "create table later (id integer)")
-    with pytest.raises(MigrationError, match=r"^0001_prices\.sql was changed after it had been applied; restore it"):
+    with pytest.raises(MigrationError, match=r"^0001_prices\.sql was changed after it was applied; restore it"):
         await migrate(dsn, [changed, *others, later])
     assert await select_recorded(empty_pool) == recorded
     assert "later" not in await select_tables(empty_pool)
 
 
-async def test_a_migration_may_take_longer_than_the_database_gives_a_statement(dsn: str, empty_pool: Pool) -> None:
+async def test_a_migration_may_exceed_the_statement_timeout(dsn: str, empty_pool: Pool) -> None:
     await fetch(empty_pool, f"alter database {urlsplit(dsn).path[1:]} set statement_timeout = '50ms'")
     slow = Migration(1, "0001_slow", "select pg_sleep(0.2)")
     assert await migrate(dsn, [slow]) == ["0001_slow"]
 
 
-async def test_a_failing_migration_leaves_nothing_and_can_be_mended(dsn: str, empty_pool: Pool) -> None:
+async def test_a_failing_migration_changes_nothing_and_can_be_fixed(dsn: str, empty_pool: Pool) -> None:
     first = Migration(1, "0001_first", "create table first (id integer)")
     failing = Migration(2, "0002_second", "create table second (id integer); insert into second values ('no number');")
     with pytest.raises(asyncpg.InvalidTextRepresentationError):
@@ -129,7 +136,7 @@ async def test_a_failing_migration_leaves_nothing_and_can_be_mended(dsn: str, em
     assert await select_tables(empty_pool) == ["first", "schema_migrations", "second"]
 
 
-async def test_a_lock_that_cannot_be_had_is_an_error_and_leaves_the_service_running(dsn: str, empty_pool: Pool) -> None:
+async def test_a_lock_that_is_not_free_in_time_is_an_error(dsn: str, empty_pool: Pool) -> None:
     await migrate(dsn)
     altering = Migration(len(NAMES) + 1, "0003_altering", "alter table prices add column note text")
     reader = await asyncpg.connect(dsn)
@@ -159,6 +166,20 @@ async def test_the_command_names_a_setting_it_cannot_use(url: str) -> None:
     assert "hidden" not in err
 
 
+async def test_a_host_name_that_cannot_be_resolved_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with the brief's `.env` outside compose. The wait begins with the reason and ends with it."""
+    monkeypatch.setattr("shared.migrate._WAIT_FOR_DATABASE_SECONDS", 0)
+    with pytest.raises(MigrationError) as refused:
+        await migrate_when_reachable("postgresql://postgres:hidden@postgres.invalid:5432/deribit")
+    reason = str(refused.value).removeprefix("PostgreSQL cannot be reached: ")
+    assert reason.startswith("the host name postgres.invalid cannot be resolved (")
+    assert "`postgres` and `redis` are names inside docker compose" in reason
+    assert "hidden" not in reason
+    assert capsys.readouterr().out == f"migrate: waiting up to 0 s for PostgreSQL: {reason}\n"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -177,10 +198,10 @@ async def test_the_command_fails_in_one_line(dsn: str, change: dict[str, str], s
     assert "hidden" not in err
 
 
-async def test_the_command_tells_of_a_changed_migration(dsn: str, empty_pool: Pool) -> None:
+async def test_the_command_names_a_changed_migration(dsn: str, empty_pool: Pool) -> None:
     await migrate(dsn)
     await fetch(empty_pool, "update schema_migrations set checksum = 'another' where version = 2")
-    said = "migrate: 0002_slots.sql was changed after it had been applied; restore it and write a new migration\n"
+    said = "migrate: 0002_slots.sql was changed after it was applied; restore it and write a new migration\n"
     assert await run_migrate(dsn) == (1, "", said)
 
 
@@ -202,7 +223,7 @@ def test_a_gap_in_the_numbers_is_refused(tmp_path: Path, names: list[str], said:
     assert str(refused.value) == said
 
 
-def test_other_files_are_no_migrations(tmp_path: Path) -> None:
+def test_other_files_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "0001_first.sql").write_text("select 1")
     (tmp_path / "README.md").write_text("notes")
     assert read_migrations(tmp_path) == [Migration(1, "0001_first", "select 1")]

@@ -1,4 +1,4 @@
-"""What the pool promises of PostgreSQL's own side."""
+"""What the pool guarantees on the side of PostgreSQL."""
 
 import asyncio
 
@@ -17,8 +17,8 @@ ACTIVE = """
 """
 
 
-async def test_a_cancelled_statement_is_over_before_its_place_is_free(settings: Settings) -> None:
-    """Or whoever asks and leaves, again and again, would have more of them at work than there are places."""
+async def test_a_cancelled_statement_has_ended_before_its_connection_is_free(settings: Settings) -> None:
+    """Otherwise a client that cancels again and again could run more statements than the pool has connections."""
     async with create_pool(settings, name="cancelling", size=2) as pool:
         for _ in range(5):
             asking = [asyncio.create_task(fetch(pool, "select pg_sleep(30)")) for _ in range(2)]
@@ -35,9 +35,7 @@ async def test_a_cancelled_statement_is_over_before_its_place_is_free(settings: 
                 await asyncio.sleep(0.01)
 
 
-async def test_a_connection_to_a_server_that_takes_no_writes_any_more_is_not_used_again(
-    settings: Settings, pool: Pool
-) -> None:
+async def test_a_connection_to_a_demoted_primary_is_not_used_again(settings: Settings, pool: Pool) -> None:
     async with create_pool(settings, name="demoted", size=3) as demoted:
         write = "delete from prices"
         readonly = "select set_config('default_transaction_read_only', 'on', false) from (select pg_sleep(0.05)) as s"
@@ -52,9 +50,7 @@ CUT = "select pg_terminate_backend(pid) from pg_stat_activity where application_
 
 
 @pytest.mark.parametrize("only_reads", [True, False])
-async def test_what_only_reads_is_run_again_once_where_its_connection_is_lost(
-    settings: Settings, pool: Pool, only_reads: bool
-) -> None:
+async def test_a_read_is_retried_once_after_a_lost_connection(settings: Settings, pool: Pool, only_reads: bool) -> None:
     async with create_pool(settings, name="cut", only_reads=only_reads) as cut:
         asked = asyncio.create_task(fetch(cut, "select 1 from (select pg_sleep(0.3)) as s", timeout=30))
         async with asyncio.timeout(20):
@@ -67,8 +63,8 @@ async def test_what_only_reads_is_run_again_once_where_its_connection_is_lost(
                 await asked
 
 
-async def test_a_deadlock_is_told_as_the_storages(settings: Settings, pool: Pool) -> None:
-    """As is what a standby cancels to go on replaying: both are the class of error to try again."""
+async def test_a_deadlock_is_storage_unavailable(settings: Settings, pool: Pool) -> None:
+    """As is a standby's recovery conflict: both are transaction rollbacks, which may be retried."""
     async with create_pool(settings, name="raising") as raising:
         with pytest.raises(StorageUnavailable):
             await fetch(raising, "do $$ begin raise exception sqlstate '40P01'; end $$")

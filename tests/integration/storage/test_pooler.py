@@ -1,4 +1,4 @@
-"""Through pgbouncer in transaction mode, with two connections to PostgreSQL for everybody together."""
+"""Through pgbouncer in transaction mode, with two connections to PostgreSQL for all clients."""
 
 import asyncio
 import signal
@@ -150,7 +150,7 @@ async def test_everything_through_a_pooler(pooled: Pooled, exchange: Starlette, 
         await redis.flushdb()
 
 
-async def test_what_is_given_up_leaves_nothing_to_others(pooled: Pooled) -> None:
+async def test_a_cancelled_statement_leaves_nothing_on_the_shared_connection(pooled: Pooled) -> None:
     """Statements that are cancelled, or cut off at their deadline, on connections that others share."""
     async with create_pool(pooled.settings, name="tests", size=8) as pool:
         for _ in range(3):
@@ -165,7 +165,7 @@ async def test_what_is_given_up_leaves_nothing_to_others(pooled: Pooled) -> None
                 ]
 
 
-async def test_what_a_role_is_given_holds_behind_a_pooler(pooled: Pooled) -> None:
+async def test_settings_of_a_role_apply_behind_a_pooler(pooled: Pooled) -> None:
     """As the README says to: the pooler would refuse them as settings of a connection."""
     connection = await asyncpg.connect(pooled.direct)
     try:

@@ -1,4 +1,4 @@
-"""Prices as PostgreSQL keeps them: order, bounds, digits, and which of two rows for the same instant stands."""
+"""Prices in PostgreSQL: order, bounds, digits, and which of two rows for one instant stays."""
 
 import asyncio
 import re
@@ -152,7 +152,7 @@ async def test_a_chart_average_does_not_replace_another(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("value", ["NaN", "sNaN", "0", "0.00", "-1", "-0.01", "Infinity", "-Infinity"])
-async def test_what_is_no_price_is_refused_by_the_database(pool: Pool, value: str) -> None:
+async def test_the_database_refuses_values_that_are_not_prices(pool: Pool, value: str) -> None:
     with pytest.raises((asyncpg.CheckViolationError, asyncpg.InvalidTextRepresentationError)):
         await insert_prices(pool, [OTHER, example_price(price=value)])
     assert await select_all_prices(pool) == []

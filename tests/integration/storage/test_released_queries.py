@@ -1,4 +1,4 @@
-"""A rolling deploy migrates first: what the release before asks has to be answered alike on the new schema."""
+"""A rolling deploy migrates first, so the previous release's queries must work on the new schema."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -63,7 +63,7 @@ async def test_they_are_answered_alike_before_and_after_the_migrations(connected
     assert await ask(connected) == RELEASED["asked"]
 
 
-async def test_what_they_store_reaches_those_who_follow_in_the_new_release(connected: Pool, dsn: str) -> None:
+async def test_prices_stored_by_the_old_release_reach_followers_of_the_new_one(connected: Pool, dsn: str) -> None:
     await migrate(dsn)
     stored: list[int] = []
     for asked in RELEASED["asked"]:

@@ -1,4 +1,4 @@
-"""Retention: raw prices go, and everything that is told of them stays as it was."""
+"""Retention: raw prices are dropped; candles, coverage and gaps stay as they were."""
 
 import asyncio
 import logging
@@ -171,7 +171,7 @@ async def check_beside_the_past(
         assert found[ticker, interval] == [candle for candle in then if candle.start < edge] + recent
 
 
-async def test_what_is_told_of_a_dropped_day(pool: Pool) -> None:
+async def test_queries_over_a_dropped_day(pool: Pool) -> None:
     await insert_schedule_rows(pool, [("btc_usd", MIDNIGHT, 60)])
     slots = [MIDNIGHT + MINUTE * n for n in range(3 * 1440) if n % 1440 != 700]
     await insert_prices(pool, [example_price(slot) for slot in slots])
@@ -207,7 +207,7 @@ async def test_a_gap_across_the_instant_is_one(pool: Pool) -> None:
 
 
 async def test_age_is_counted_back_from_the_newest_price_and_the_clock(pool: Pool) -> None:
-    """What is not collected any more stays, and so does everything when a clock has gone wrong."""
+    """A ticker that is no longer collected keeps its prices, and a wrong clock drops none."""
     await insert_schedule_rows(pool, [(ticker, MIDNIGHT, 60) for ticker in TICKERS])
     stored = [example_price(MIDNIGHT + DAY * n, ticker="btc_usd") for n in range(4)]
     await insert_prices(pool, [*stored, example_price(MIDNIGHT, ticker="eth_usd")])
@@ -241,7 +241,7 @@ async def test_a_price_that_comes_late_for_a_dropped_day_is_refused_and_counted(
     assert await insert_prices(pool, [late, *others]) == others
 
 
-async def test_rows_that_were_not_deleted_yet_are_nobodys_candle_any_more(pool: Pool) -> None:
+async def test_dropped_rows_that_are_not_deleted_yet_change_no_candle(pool: Pool) -> None:
     await insert_schedule_rows(pool, [("btc_usd", MIDNIGHT, 60)])
     average = example_price(MIDNIGHT, source=PriceSource.BACKFILLED)
     stored = [average, example_price(MIDNIGHT + MINUTE), example_price(MIDNIGHT + 2 * DAY)]
@@ -254,8 +254,8 @@ async def test_rows_that_were_not_deleted_yet_are_nobodys_candle_any_more(pool: 
     assert await read_candles(pool) == candles
 
 
-async def test_a_writer_that_is_not_done_is_waited_for(pool: Pool, settings: Settings) -> None:
-    """Else its price would be seen by no one who deletes, or its candle be of this price alone."""
+async def test_dropping_waits_for_an_open_write(pool: Pool, settings: Settings) -> None:
+    """Otherwise its price would never be deleted, or its candle would consist of this price alone."""
     await insert_schedule_rows(pool, [("btc_usd", MIDNIGHT, 60)])
     await insert_prices(pool, [example_price(MIDNIGHT), example_price(MIDNIGHT + 2 * DAY)])
     writer = await asyncpg.connect(settings.database_url)
@@ -279,7 +279,7 @@ async def test_a_writer_that_is_not_done_is_waited_for(pool: Pool, settings: Set
     assert (candle.samples, str(candle.close)) == (2, "9")
 
 
-async def test_one_that_is_killed_in_the_middle_leaves_it_to_the_next(pool: Pool, settings: Settings) -> None:
+async def test_the_next_worker_continues_after_a_kill(pool: Pool, settings: Settings) -> None:
     candles = await dropped_day(pool)
     await move_kept_from(pool, TO, timedelta(hours=1))
     await fetch(pool, "update dropped_prices set kept_from = $1", MIDNIGHT + 2 * DAY)
@@ -313,7 +313,7 @@ async def test_one_that_is_killed_in_the_middle_leaves_it_to_the_next(pool: Pool
     assert await read_candles(pool) == candles
 
 
-async def test_who_empties_the_table_begins_anew(pool: Pool) -> None:
+async def test_truncating_the_table_resets_retention(pool: Pool) -> None:
     await dropped_day(pool)
     await fetch(pool, "truncate prices")
     assert await select_dropped(pool) == {}
@@ -407,7 +407,7 @@ async def test_workers_at_once_and_one_that_runs_out_of_time_drop_each_price_onc
 
 
 async def test_healing_leaves_what_was_dropped_alone(worker: Worker) -> None:
-    """Even where the look-back is longer than it was when that was dropped."""
+    """Even if the look-back is longer than when they were dropped."""
     await collect(worker, days=3)
     await drop_old_prices(keeping(worker, 1))
     edge = (await select_kept_from(worker.pool, TICKERS))["btc_usd"]

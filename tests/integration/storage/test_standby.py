@@ -1,4 +1,4 @@
-"""Reads from a real hot standby: behind, in conflict, away, promoted; and the rule for one's own fetch."""
+"""Reads from a real hot standby: behind, in conflict, unavailable, promoted; and reading one's own fetch."""
 
 import asyncio
 import contextlib
@@ -181,8 +181,8 @@ async def test_a_standby_that_is_behind(pair: Pair, writer: Pool) -> None:
         await redis.flushdb()
 
 
-async def test_where_commits_wait_for_standbys_what_is_stored_is_read_at_once(pair: Pair, writer: Pool) -> None:
-    """So that whoever saw a fetch end finds its prices everywhere."""
+async def test_with_synchronous_standbys_a_stored_price_is_read_at_once(pair: Pair, writer: Pool) -> None:
+    """So that a client that saw its fetch end reads its prices everywhere."""
     waiting = {"synchronous_standby_names": "'*'", "synchronous_commit": "remote_apply"}
     try:
         for name, value in waiting.items():
@@ -206,7 +206,7 @@ def reads_of(pair: Pair, url: str) -> StandbyPool:
     return StandbyPool(pair.read_from(url), url, size=2, statement_seconds=6)
 
 
-async def test_a_read_that_is_in_the_way_of_replay_is_run_again(pair: Pair, writer: Pool) -> None:
+async def test_a_read_cancelled_by_recovery_is_retried(pair: Pair, writer: Pool) -> None:
     at_work = "select count(*) from pg_stat_activity where application_name = 'server, reading' and state = 'active'"
     await pair.caught_up()
     async with reads_of(pair, pair.standby.url) as reads:
@@ -244,7 +244,7 @@ async def test_writes_find_the_primary_behind_a_silent_server_and_a_standby(pair
 
 
 async def test_a_silent_primary(pair: Pair, writer: Pool) -> None:
-    """What is read from standbys is answered on, and the API stays in service for it."""
+    """Reads from standbys go on, so the API stays in service."""
     await insert_prices(writer, [price("btc_usd", 0)])
     alone = pair.settings.model_copy(update={"database_url": both(pair.primary, pair.standby)})
     reading_too = pair.read_from(pair.standby.url, both(pair.primary, pair.standby))
@@ -261,7 +261,7 @@ async def test_a_silent_primary(pair: Pair, writer: Pool) -> None:
 
 
 async def test_a_silent_standby(pair: Pair, writer: Pool) -> None:
-    """Those who ask just then are told in time; who asks after them is answered by the primary."""
+    """Requests at that moment fail in time; later ones are answered by the primary."""
     await insert_prices(writer, [price("btc_usd", 0)])
     async with serve_live(pair.read_from(pair.standby.url)) as api:
         await reached(api, 200, "ok", "warning")

@@ -1,4 +1,4 @@
-"""What a process writes while it works: one shape, and in each line the request or the job it is about."""
+"""A process's log: one shape, and in each line its request or job."""
 
 import asyncio
 import io
@@ -100,9 +100,7 @@ async def test_each_line_of_the_api_names_its_request(settings: Settings) -> Non
         assert secret not in api.final_log
 
 
-async def test_an_answer_about_which_nothing_was_said_is_as_quick_as_it_was(
-    settings: Settings, redis: ArqRedis
-) -> None:
+async def test_an_answer_without_a_log_line_has_no_request_id(settings: Settings, redis: ArqRedis) -> None:
     """One that PostgreSQL writes carries no name: there is no line that it would lead to."""
     async with serve_live(settings) as api:
         headers = {"X-Request-ID": "mine"}
@@ -144,7 +142,7 @@ async def test_each_line_of_a_slots_job_names_it_and_its_ticker(
     ]
 
 
-async def test_jobs_that_run_together_are_told_apart_by_arq_too(
+async def test_arqs_lines_of_concurrent_jobs_name_their_job(
     worker: Worker, simulator: Simulator, redis: ArqRedis, lines: Callable[[], Lines]
 ) -> None:
     for ticker in ("btc_usd", "eth_usd"):

@@ -1,4 +1,4 @@
-"""How `/metrics` is asked for, by whom, and while PostgreSQL and Redis are away; and the worker's own port."""
+"""`/metrics`: formats, tokens, outages of PostgreSQL and Redis, and the worker's own port."""
 
 import asyncio
 import http.server
@@ -60,7 +60,7 @@ async def test_it_is_read_by_get_and_head(api: Api) -> None:
         assert (refused.status_code, set(refused.headers["allow"].split(", "))) == (405, {"GET", "HEAD"}), method
 
 
-async def test_it_is_told_as_openmetrics_to_whom_accepts_that(api: Api, pool: Pool) -> None:
+async def test_openmetrics_if_the_client_accepts_it(api: Api, pool: Pool) -> None:
     await insert_prices(pool, [example_price(NOON)])
     accept = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5"
     read = await api.send("GET", "/metrics", headers={"accept": accept})
@@ -91,7 +91,7 @@ async def test_whenever_it_is_asked_an_hour_of_slots_is_told(
         assert samples[f"{PREFIX}slots_present", "btc_usd"] == 0
 
 
-async def test_where_reads_need_a_token_so_does_it(settings: Settings) -> None:
+async def test_it_needs_a_token_if_reads_do(settings: Settings) -> None:
     closed = settings.model_copy(update={"api_token": TOKEN, "require_token_for_reads": True})
     async with serve(closed) as api:
         for authorization in ({}, {"authorization": "Bearer wrong-token"}, {"authorization": f"Basic {TOKEN}"}):
@@ -103,7 +103,7 @@ async def test_where_reads_need_a_token_so_does_it(settings: Settings) -> None:
         assert TOKEN not in read.text
 
 
-async def test_it_answers_while_everything_is_away_and_leaves_out_what_it_cannot_know(settings: Settings) -> None:
+async def test_it_answers_without_postgresql_and_redis(settings: Settings) -> None:
     nowhere = settings.model_copy(
         update={
             "database_url": f"postgresql://u:p@127.0.0.1:{free_port()}/db",
@@ -151,7 +151,7 @@ async def until_log_has(folder: Path, text: str) -> str:
 
 
 @pytest.mark.usefixtures("pool", "redis")
-async def test_a_workers_port_that_is_taken_keeps_it_from_nothing(settings: Settings, tmp_path: Path) -> None:
+async def test_a_worker_works_while_its_port_is_taken(settings: Settings, tmp_path: Path) -> None:
     """And is had as soon as it is free; SIGTERM ends the worker and frees it."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as other:
         port = other.server_port

@@ -1,4 +1,4 @@
-"""One trace from a mutation through Redis to the job's calls and its insert; what becomes of it without a collector."""
+"""One trace from a mutation through Redis to the job's calls and its insert, with and without a collector."""
 
 import asyncio
 import json
@@ -57,8 +57,8 @@ LONGEST_END_SECONDS = 20
 
 
 @dataclass(frozen=True)
-class Told:
-    """Of a span: all but its times."""
+class SpanRecord:
+    """A span without its times."""
 
     trace: str
     id: str
@@ -74,16 +74,16 @@ class Told:
         return self.name, self.kind, self.attributes, self.is_error
 
 
-def tree(spans: Sequence[Told], parent: str | None) -> list[Any]:
+def tree(spans: Sequence[SpanRecord], parent: str | None) -> list[Any]:
     """Each span below `parent` with those below it, whatever order they came in."""
     branches = [[span.summary, tree(spans, span.id)] for span in spans if span.parent == parent]
     return sorted(branches, key=partial(json.dumps, sort_keys=True))
 
 
-def told(span: ReadableSpan) -> Told:
+def record_of(span: ReadableSpan) -> SpanRecord:
     context, parent = span.get_span_context(), span.parent
     assert context is not None
-    return Told(
+    return SpanRecord(
         f"{context.trace_id:032x}",
         f"{context.span_id:016x}",
         None if parent is None else f"{parent.span_id:016x}",
@@ -109,7 +109,7 @@ def _stored_together(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fetched_together(request_id: str, job_id: str, host: str, tickers: Sequence[str] = BOTH) -> list[Any]:
-    """The trace of a fetch, by what its spans are and which one is below which."""
+    """The trace of a fetch as a tree of spans."""
     job = {"job_id": job_id, "function": "fetch_prices"}
     calls = [
         [("get_index_price", "CLIENT", {**job, "ticker": ticker, "server.address": host}, False), []]
@@ -136,22 +136,22 @@ async def test_one_trace_from_the_mutation_to_the_insert(context: Context, worke
     with recorded() as exporter:
         job_id = await ask(context, traceparent=f"00-{TRACE}-{PARENT}-01")
         await run_queued(worker)
-    spans = [told(span) for span in exporter.get_finished_spans()]
+    spans = [record_of(span) for span in exporter.get_finished_spans()]
     assert tree(spans, PARENT) == fetched_together("mine", job_id, "exchange.test")
     assert ({span.trace for span in spans}, len(spans)) == ({TRACE}, 5)
 
 
 @pytest.mark.parametrize("traceparent", ["", "00-0-0-01", f"00-{TRACE}-{PARENT}", "x" * 10_000])
-async def test_what_is_no_parent_begins_a_trace(context: Context, worker: Worker, traceparent: str) -> None:
+async def test_an_invalid_traceparent_is_ignored(context: Context, worker: Worker, traceparent: str) -> None:
     with recorded() as exporter:
         job_id = await ask(context, traceparent=traceparent)
         await run_queued(worker)
-    spans = [told(span) for span in exporter.get_finished_spans()]
+    spans = [record_of(span) for span in exporter.get_finished_spans()]
     assert tree(spans, None) == fetched_together("mine", job_id, "exchange.test")
     assert len({span.trace for span in spans}) == 1
 
 
-async def test_a_slots_job_is_a_trace_too(worker: Worker) -> None:
+async def test_a_slots_job_is_a_trace_of_its_own(worker: Worker) -> None:
     slot = await running_slot(worker)
     with recorded() as exporter:
         await run_slot(worker, slot)
@@ -161,13 +161,13 @@ async def test_a_slots_job_is_a_trace_too(worker: Worker) -> None:
         *(("get_index_price", "CLIENT", {**at_slot, "ticker": ticker, **EXCHANGE}, False) for ticker in BOTH),
         ("insert prices", "CLIENT", {**at_slot, "db.system.name": "postgresql", "prices": 2}, False),
     ]
-    assert tree([told(span) for span in exporter.get_finished_spans()], None) == (
+    assert tree([record_of(span) for span in exporter.get_finished_spans()], None) == (
         [[("fetch_slot", "CONSUMER", {**job, "job_try": 1}, False), [[part, []] for part in parts]]]
     )
 
 
-async def test_no_price_is_lost_for_a_trace_when_redis_is_away(worker: Worker, settings: Settings) -> None:
-    """A slot needs Redis no more once it is running; a fetch is given back, as it is without traces."""
+async def test_tracing_loses_no_price_while_redis_is_unavailable(worker: Worker, settings: Settings) -> None:
+    """A running slot needs Redis no more; a fetch is retried, as it is without traces."""
     nowhere = settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{free_port()}"})
     slot = await running_slot(worker)
     async with open_redis(nowhere, retries=0) as away:
@@ -181,30 +181,28 @@ async def test_no_price_is_lost_for_a_trace_when_redis_is_away(worker: Worker, s
     assert await select_observed_tickers(worker.pool, BOTH, slot) == set(BOTH)
 
 
-def test_a_line_of_the_log_names_its_trace(settings: Settings) -> None:
+def test_a_log_line_names_its_trace(settings: Settings) -> None:
     formatter = create_formatter(settings.model_copy(update={"log_format": "json"}))
     record = logging.makeLogRecord({"msg": "m"})
     with recorded() as exporter, span("work"):
         line = json.loads(formatter.format(record))
-    assert line["trace_id"] == told(exporter.get_finished_spans()[0]).trace
+    assert line["trace_id"] == record_of(exporter.get_finished_spans()[0]).trace
     assert "trace_id" not in json.loads(formatter.format(record))
 
 
-async def test_a_call_that_failed_says_how_and_nothing_more(
-    context: Context, worker: Worker, simulator: Simulator
-) -> None:
+async def test_a_failed_call_notes_its_error_code_only(context: Context, worker: Worker, simulator: Simulator) -> None:
     simulator.faults.put("eth_usd", Fault("maintenance", None, 0))
     with recorded() as exporter:
         await ask(context)
         await run_queued(worker)
     spans = {(span.name, (span.attributes or {}).get("ticker")): span for span in exporter.get_finished_spans()}
-    failed = told(spans["get_index_price", "eth_usd"])
+    failed = record_of(spans["get_index_price", "eth_usd"])
     assert (failed.is_error, failed.attributes["error.type"]) == (True, "RPC_11051")
-    assert [name for name, span in spans.items() if told(span).is_error] == [("get_index_price", "eth_usd")]
+    assert [name for name, span in spans.items() if record_of(span).is_error] == [("get_index_price", "eth_usd")]
     assert [(span.status.description, span.events) for span in spans.values()] == [(None, ())] * len(spans)
 
 
-async def test_a_refusal_is_no_fault(context: Context) -> None:
+async def test_a_rate_limit_does_not_mark_the_span_as_failed(context: Context) -> None:
     limited = Context(
         context.pool, context.redis, context.settings.model_copy(update={"fetch_limit_overall": 1}), client="c"
     )
@@ -213,10 +211,10 @@ async def test_a_refusal_is_no_fault(context: Context) -> None:
         await schema.execute('mutation { fetchPrices(tickers: ["eth_usd"]) { id } }', context_value=limited)
     errors = [(span.name, (span.attributes or {}).get("error.type")) for span in exporter.get_finished_spans()]
     assert errors.count(("mutation fetchPrices", "RATE_LIMITED")) == 1
-    assert [told(span).name for span in exporter.get_finished_spans() if told(span).is_error] == []
+    assert [record_of(span).name for span in exporter.get_finished_spans() if record_of(span).is_error] == []
 
 
-async def test_a_release_without_traces_takes_the_jobs_of_one_with_them_and_gives_it_its_own(
+async def test_releases_with_and_without_traces_run_each_others_jobs(
     context: Context, worker: Worker, redis: ArqRedis
 ) -> None:
     with recorded():
@@ -236,7 +234,7 @@ async def test_a_release_without_traces_takes_the_jobs_of_one_with_them_and_give
     assert await redis.execute_command("HKEYS", f"fetch:{untraced.id}") == [b"tickers", b"enqueued_at"]
     with recorded() as exporter:
         await run_queued(worker)
-    spans = [told(span) for span in exporter.get_finished_spans()]
+    spans = [record_of(span) for span in exporter.get_finished_spans()]
     assert [span.name for span in spans if span.parent is None] == ["fetch_prices"]
 
 
@@ -244,13 +242,13 @@ async def test_a_release_without_traces_takes_the_jobs_of_one_with_them_and_give
 
 
 class Collector(ThreadingHTTPServer):
-    """What is sent to it, by OTLP over HTTP."""
+    """Receives spans by OTLP over HTTP."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Collecting)
-        self.spans: list[Told] = []
+        self.spans: list[SpanRecord] = []
         self.paths: set[str] = set()
 
     @property
@@ -262,10 +260,10 @@ class Collector(ThreadingHTTPServer):
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             attributes = {pair.key: value_of(pair.value) for pair in resource.resource.attributes}
             for scope in resource.scope_spans:
-                self.spans += [self._told(span, attributes["service.name"]) for span in scope.spans]
+                self.spans += [self._record_of(span, attributes["service.name"]) for span in scope.spans]
 
-    def _told(self, span: ProtoSpan, service: str) -> Told:
-        return Told(
+    def _record_of(self, span: ProtoSpan, service: str) -> SpanRecord:
+        return SpanRecord(
             span.trace_id.hex(),
             span.span_id.hex(),
             span.parent_span_id.hex() or None,
@@ -358,7 +356,7 @@ async def test_api_and_worker_send_one_trace_to_the_collector(
 
 
 class Silent(socketserver.ThreadingTCPServer):
-    """Takes connections, and answers nothing."""
+    """Accepts connections and never answers."""
 
     daemon_threads = True
 
@@ -378,9 +376,7 @@ class Silent(socketserver.ThreadingTCPServer):
             request.close()
 
 
-async def test_a_collector_that_says_nothing_costs_nobody_anything(
-    settings: Settings, pool: Pool, redis: ArqRedis
-) -> None:
+async def test_a_silent_collector_delays_nothing(settings: Settings, pool: Pool, redis: ArqRedis) -> None:
     with Silent() as silent:
         thread = threading.Thread(target=silent.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -397,7 +393,7 @@ async def test_a_collector_that_says_nothing_costs_nobody_anything(
     assert "Traceback" not in api.final_log
 
 
-async def test_packages_that_are_missing_are_named_and_nothing_else_is(
+async def test_missing_packages_are_named_in_one_warning(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)

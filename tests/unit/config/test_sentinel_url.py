@@ -87,7 +87,6 @@ def test_urls_of_one_server(url: str) -> None:
         "redis+sentinel://s1/m?ssl_ca_certs=/ca.pem",
         "rediss+sentinel://s1/m?ssl_ca_certs=",
         "rediss+sentinel://s1/m?ssl_cert_reqs=maybe",
-        "rediss+sentinel://s1/m?ssl_check_hostname=maybe",
     ],
 )
 def test_urls_that_are_refused(load: Loader, url: str) -> None:

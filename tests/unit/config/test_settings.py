@@ -203,6 +203,6 @@ def test_beyond_loopback_without_a_guard_is_refused(load: Loader, host: str) -> 
     with pytest.raises(SettingsError) as caught:
         load(HOST=host).require_guarded_mutations()
     assert str(caught.value) == (
-        f"HOST={host} listens beyond this machine while everyone may run mutations: set API_TOKEN, "
-        "or ALLOW_ANONYMOUS_MUTATIONS=1 to insist"
+        f"HOST={host} listens beyond this machine and anyone may run mutations: set API_TOKEN, "
+        "or ALLOW_ANONYMOUS_MUTATIONS=1 to allow that"
     )

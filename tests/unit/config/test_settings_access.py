@@ -8,10 +8,10 @@ from shared.config.settings import SettingsError
 from tests.unit.conftest import Loader
 
 TOKEN = "correct-horse-battery"
-NO_TOKEN_FOR_READS = "REQUIRE_TOKEN_FOR_READS=1 needs a token that lets somebody in: set API_TOKEN"
+NO_TOKEN_FOR_READS = "REQUIRE_TOKEN_FOR_READS=1 needs a token: set API_TOKEN"
 OPEN_TO_ALL = (
-    "HOST=0.0.0.0 listens beyond this machine while everyone may run mutations: set API_TOKEN, "
-    "or ALLOW_ANONYMOUS_MUTATIONS=1 to insist"
+    "HOST=0.0.0.0 listens beyond this machine and anyone may run mutations: set API_TOKEN, "
+    "or ALLOW_ANONYMOUS_MUTATIONS=1 to allow that"
 )
 FILE_RULE = "accepted: a file with one token a line, each of at least 8 printable ASCII characters without spaces"
 

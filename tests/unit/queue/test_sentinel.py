@@ -1,4 +1,4 @@
-"""Who is asked where the master is, who is believed, and what a connection then says. The servers are stand-ins."""
+"""Which sentinels are asked and believed, and what a connection then sends. The servers are stand-ins."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -21,7 +21,7 @@ from shared.queue.sentinel import MasterConnection, MasterPool, MasterTLSConnect
 
 @dataclass
 class StandIn:
-    """A server or a sentinel, as far as it is asked here; silent when it has no answers."""
+    """A server or a sentinel with fixed answers; silent if `answers` is None."""
 
     answers: dict[str, bytes] | None
     heard: list[str] = field(default_factory=list)
@@ -68,8 +68,8 @@ def a_server(role: str = "master", **answers: bytes) -> StandIn:
     return StandIn({"INFO": f"${len(text)}\r\n{text}\r\n".encode(), "PING": b"+PONG\r\n"} | answers)
 
 
-def says(server: StandIn, epoch: int = 0, flags: str = "master") -> dict[str, bytes]:
-    """A sentinel's word on where the master is."""
+def answer_of(server: StandIn, epoch: int = 0, flags: str = "master") -> dict[str, bytes]:
+    """A sentinel's answer: the master is `server`."""
     state = {
         "name": "m",
         "ip": "127.0.0.1",
@@ -94,17 +94,17 @@ async def redis_of(
 
 
 async def where(redis: ArqRedis) -> int:
-    """The port of the server that commands go to."""
+    """The port of the server that gets the commands."""
     await redis.set("k", "v")
     [connection] = redis.connection_pool._available_connections
     assert isinstance(connection, MasterConnection)
     return connection.port
 
 
-async def test_passwords_database_and_time_limits_arrive() -> None:
+async def test_passwords_database_and_time_limits_are_used() -> None:
     server, sentinel = a_server(), StandIn({})
     async with standing_in(server, sentinel):
-        sentinel.answers = says(server)
+        sentinel.answers = answer_of(server)
         async with redis_of([sentinel]) as redis:
             assert await where(redis) == server.port
             [connection] = redis.connection_pool._available_connections
@@ -132,18 +132,18 @@ async def test_the_pool_is_one_that_arq_takes(scheme: str, connection_class: typ
         assert redis.connection_pool.connection_class is connection_class
 
 
-async def test_a_plain_url_has_the_pool_it_always_had() -> None:
+async def test_a_plain_url_gets_a_plain_pool() -> None:
     settings = load_settings(database_url="postgresql://localhost/prices", redis_url="redis://localhost/2")
     async with open_redis(settings, retries=0) as redis:
         assert not isinstance(redis.connection_pool, MasterPool)
         assert redis.connection_pool.connection_kwargs["db"] == 2
 
 
-async def test_a_silent_sentinel_keeps_nobody_waiting_who_has_a_majority(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_majority_is_enough_while_one_sentinel_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.queue.sentinel.SENTINEL_SECONDS", 60)
     server, silent, first, second = a_server(), StandIn(None), StandIn({}), StandIn({})
     async with standing_in(server, silent, first, second):
-        first.answers = second.answers = says(server)
+        first.answers = second.answers = answer_of(server)
         async with redis_of([silent, first, second], retries=5) as redis, asyncio.timeout(20):
             assert await where(redis) == server.port
 
@@ -151,15 +151,15 @@ async def test_a_silent_sentinel_keeps_nobody_waiting_who_has_a_majority(monkeyp
 async def test_one_sentinel_that_answers_is_enough() -> None:
     server, silent, last = a_server(), StandIn(None), StandIn({})
     async with standing_in(server, silent, last):
-        last.answers = says(server)
+        last.answers = answer_of(server)
         async with redis_of([silent, StandIn(None, port=1), last], retries=5) as redis:
             assert await where(redis) == server.port
 
 
-async def test_the_newest_word_counts() -> None:
+async def test_the_highest_epoch_wins() -> None:
     old, new, stale, fresh = a_server(), a_server(), StandIn({}), StandIn({})
     async with standing_in(old, new, stale, fresh):
-        stale.answers, fresh.answers = says(old, epoch=1), says(new, epoch=2)
+        stale.answers, fresh.answers = answer_of(old, epoch=1), answer_of(new, epoch=2)
         for order in ([stale, fresh], [fresh, stale]):
             async with redis_of(order) as redis:
                 assert await where(redis) == new.port
@@ -167,17 +167,17 @@ async def test_the_newest_word_counts() -> None:
 
 
 @pytest.mark.parametrize("flags", ["master,s_down", "master,s_down,o_down"])
-async def test_a_master_that_is_down_is_not_asked(flags: str) -> None:
+async def test_a_master_that_is_down_is_not_connected_to(flags: str) -> None:
     server, sentinel = a_server(), StandIn({})
     async with standing_in(server, sentinel):
-        sentinel.answers = says(server, flags=flags)
+        sentinel.answers = answer_of(server, flags=flags)
         async with redis_of([sentinel]) as redis:
             with pytest.raises(RedisConnectionError, match="the master of m is down"):
                 await redis.get("k")
         assert server.heard == []
 
 
-async def test_what_keeps_sentinels_from_answering_is_told_without_passwords() -> None:
+async def test_the_fault_of_each_sentinel_is_named_without_passwords() -> None:
     strict = StandIn({"AUTH": b"-WRONGPASS invalid username-password pair\r\n"})
     unknown = StandIn({"SENTINEL": b"-ERR No such master with that name\r\n"})
     async with standing_in(strict, unknown), redis_of([strict, unknown, StandIn(None, port=1)]) as redis:
@@ -191,10 +191,10 @@ async def test_what_keeps_sentinels_from_answering_is_told_without_passwords() -
     assert "s@rv" not in told
 
 
-async def test_a_server_that_is_no_master_is_left_and_asked_for_again() -> None:
+async def test_a_replica_is_left_and_the_sentinels_are_asked_again() -> None:
     replica, master, sentinel = a_server("slave"), a_server(), StandIn({})
     async with standing_in(replica, master, sentinel):
-        sentinel.answers = says(replica)
+        sentinel.answers = answer_of(replica)
         async with redis_of([sentinel]) as redis:
             with pytest.raises(RedisError, match="is not the master"):
                 await redis.set("k", "v")
@@ -202,7 +202,7 @@ async def test_a_server_that_is_no_master_is_left_and_asked_for_again() -> None:
             asking = asyncio.ensure_future(where(redis))
             while "INFO replication" not in replica.heard[-1:]:
                 await asyncio.sleep(0.01)
-            sentinel.answers = says(master, epoch=1)
+            sentinel.answers = answer_of(master, epoch=1)
             assert await asking == master.port
         assert not any(said.startswith("SET") for said in replica.heard)
 
@@ -210,20 +210,20 @@ async def test_a_server_that_is_no_master_is_left_and_asked_for_again() -> None:
 async def test_a_master_that_has_become_a_replica_is_left() -> None:
     old, new, sentinel = a_server(), a_server(), StandIn({})
     async with standing_in(old, new, sentinel):
-        sentinel.answers = says(old)
+        sentinel.answers = answer_of(old)
         async with redis_of([sentinel], retries=1) as redis:
             assert await where(redis) == old.port
-            sentinel.answers = says(new, epoch=1)
+            sentinel.answers = answer_of(new, epoch=1)
             assert old.answers is not None
             old.answers["SET"] = b"-READONLY You can't write against a read only replica.\r\n"
             assert await where(redis) == new.port
 
 
 async def test_a_command_that_waits_for_a_paused_master_goes_to_the_new_one() -> None:
-    """Within a look at the sentinels, not after the time limit of an answer."""
+    """At the next look at the sentinels, not after the time limit of an answer."""
     paused, new, sentinel = a_server(), a_server(), StandIn({})
     async with standing_in(paused, new, sentinel):
-        sentinel.answers = says(paused)
+        sentinel.answers = answer_of(paused)
         async with redis_of([sentinel], retries=1, timeout=60) as redis, asyncio.timeout(20):
             assert await where(redis) == paused.port
             paused.answers = None
@@ -231,19 +231,19 @@ async def test_a_command_that_waits_for_a_paused_master_goes_to_the_new_one() ->
             asking = asyncio.ensure_future(redis.set("waits", "v"))
             while "SET waits v" not in paused.heard:
                 await asyncio.sleep(0.01)
-            sentinel.answers = says(new, epoch=1)
+            sentinel.answers = answer_of(new, epoch=1)
             await asking
             assert new.heard[-1] == "SET waits v"
             assert await where(redis) == new.port
 
 
-def test_a_connection_that_is_aborted_before_it_is_written_to_is_a_lost_one() -> None:
-    """With the event loop of the API, which then raises an error of another kind."""
+def test_writing_to_an_aborted_connection_is_a_connection_error() -> None:
+    """With uvloop, which raises a RuntimeError."""
 
     async def run() -> None:
         server, sentinel = a_server(), StandIn({})
         async with standing_in(server, sentinel):
-            sentinel.answers = says(server)
+            sentinel.answers = answer_of(server)
             async with redis_of([sentinel]) as redis:
                 connection = await redis.connection_pool.get_connection()
                 connection.abort()
@@ -254,11 +254,11 @@ def test_a_connection_that_is_aborted_before_it_is_written_to_is_a_lost_one() ->
     uvloop.run(run())
 
 
-async def test_what_no_replica_has_is_not_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_write_without_a_replica_is_unconfirmed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.queue.replication._CONFIRM_AGAIN_SECONDS", (0.01, 0.01))
     server, sentinel = a_server(INCR=b":1\r\n", WAIT=b":0\r\n"), StandIn({})
     async with standing_in(server, sentinel):
-        sentinel.answers = says(server)
+        sentinel.answers = answer_of(server)
         async with redis_of([sentinel]) as redis:
             with pytest.raises(Unconfirmed):
                 await execute_confirmed(redis, ("SET", "k", "v"))
@@ -272,28 +272,28 @@ async def test_what_no_replica_has_is_not_confirmed(monkeypatch: pytest.MonkeyPa
             assert await execute_confirmed(redis, ("SET", "k", "v"), ("SET", "l", "w")) == [True, True]
 
 
-async def test_a_refused_command_is_told_as_the_server_said_it() -> None:
+async def test_a_refused_command_raises_the_servers_error() -> None:
     server, sentinel = a_server(EVAL=b"-ERR no such thing\r\n", INCR=b":1\r\n", WAIT=b":1\r\n"), StandIn({})
     async with standing_in(server, sentinel):
-        sentinel.answers = says(server)
+        sentinel.answers = answer_of(server)
         async with redis_of([sentinel]) as redis:
             with pytest.raises(RedisError, match=r"^no such thing$"):
                 await execute_confirmed(redis, ("EVAL", "secret", 0))
 
 
-async def test_a_word_that_cannot_be_read_does_not_end_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a process would find out late of every later master."""
+async def test_an_unreadable_answer_does_not_end_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the process would notice every later master late."""
     monkeypatch.setattr("shared.queue.sentinel.WATCH_SECONDS", 0.05)
     before, after, sentinel = a_server(), a_server(), StandIn({})
     async with standing_in(before, after, sentinel):
         sentinel.answers = {"SENTINEL MASTER m": b"*2\r\n$4\r\nname\r\n$1\r\nm\r\n"}
         async with redis_of([sentinel]) as redis:
             await asyncio.sleep(0.2)
-            sentinel.answers = says(before)
+            sentinel.answers = answer_of(before)
             assert await where(redis) == before.port
             pool = redis.connection_pool
             assert isinstance(pool, MasterPool)
-            sentinel.answers = says(after, 1)
+            sentinel.answers = answer_of(after, 1)
             async with asyncio.timeout(5):
-                while pool._master != ("127.0.0.1", after.port):
+                while pool.master_address != ("127.0.0.1", after.port):
                     await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Which of several servers is taken, with sockets that refuse or say nothing; real ones are in tests/integration."""
+"""Failover between servers that refuse or are silent; real servers are in tests/integration."""
 
 import asyncio
 import contextlib
@@ -28,17 +28,17 @@ from shared.storage.pool import Connection
         ("postgresql:///db", [("", 5432)]),
     ],
 )
-def test_the_servers_that_a_url_names(url: str, named: list[tuple[str, int]]) -> None:
+def test_the_servers_of_a_url(url: str, named: list[tuple[str, int]]) -> None:
     assert hosts_of(url) == named
 
 
-def test_the_kind_of_server_that_a_url_asks_for() -> None:
+def test_the_target_session_attrs_of_a_url() -> None:
     assert target_of("postgresql://h/db?sslmode=require&target_session_attrs=standby") == "standby"
     assert target_of("postgresql://h/db") is None
 
 
 class Server:
-    """Stands in for asyncpg's side of one server: how long it takes, and what comes of it."""
+    """One server as asyncpg sees it: how long a connection takes, and its outcome."""
 
     def __init__(self, outcome: Any, seconds: float = 0.0) -> None:
         self.outcome = outcome
@@ -65,7 +65,7 @@ Servers = dict[str, Server]
 
 @pytest.fixture
 def servers(monkeypatch: pytest.MonkeyPatch) -> Servers:
-    """By name; what is asked of them is asked of asyncpg."""
+    """By name; asyncpg.connect is replaced."""
     named: Servers = {}
 
     async def connect(url: str, *, host: str, port: int, target_session_attrs: str, **options: Any) -> Connection:
@@ -88,7 +88,7 @@ async def connect(hosts: Hosts) -> Any:
     return await hosts.connect(statement_cache_size=0)
 
 
-async def test_the_first_that_takes_writes_is_taken_and_asked_first_from_then_on(servers: Servers) -> None:
+async def test_the_server_that_accepts_writes_is_found_and_tried_first_next_time(servers: Servers) -> None:
     primary = Open()
     servers |= {"gone": Server(REFUSED), "standby": Server(STANDBY), "primary": Server(primary)}
     known = of("gone", "standby", "primary")
@@ -96,7 +96,7 @@ async def test_the_first_that_takes_writes_is_taken_and_asked_first_from_then_on
     assert [server.asked for server in servers.values()] == [1, 1, 3]
 
 
-async def test_a_silent_server_holds_nobody_up(servers: Servers) -> None:
+async def test_a_silent_server_delays_a_connection_by_the_head_start_only(servers: Servers) -> None:
     primary = Open()
     servers |= {"silent": Server(REFUSED, 60), "other": Server(STANDBY, 60), "primary": Server(primary)}
     known, began = of("silent", "other", "primary"), time.monotonic()
@@ -106,13 +106,13 @@ async def test_a_silent_server_holds_nobody_up(servers: Servers) -> None:
     assert [server.asked for server in servers.values()] == [1, 1, 2]
 
 
-async def test_a_connection_that_comes_late_is_closed(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_late_connection_is_closed(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hosts, "HEAD_START_SECONDS", 0.01)
     late, primary = Open(), Open()
 
     class Late(Server):
         async def answer(self) -> Any:
-            """It had been made when the attempt was given up."""
+            """It was made when the attempt was cancelled."""
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(60)
             return late
@@ -124,16 +124,16 @@ async def test_a_connection_that_comes_late_is_closed(servers: Servers, monkeypa
     assert primary.is_open
 
 
-async def test_what_each_did_is_told_where_none_can_be_had(servers: Servers) -> None:
+async def test_the_error_names_the_fault_of_each_server(servers: Servers) -> None:
     servers |= {"gone": Server(REFUSED), "standby": Server(STANDBY)}
     with pytest.raises(ConnectionError) as caught:
         await connect(of("gone", "standby"))
     assert str(caught.value) == (
-        "gone:5432: ConnectionRefusedError: [Errno 111] refused; standby:5432: not of the kind that is wanted"
+        "gone:5432: ConnectionRefusedError: [Errno 111] refused; standby:5432: not the kind of server that is wanted"
     )
 
 
-async def test_what_a_server_says_of_who_asks_is_told_as_it_is(servers: Servers) -> None:
+async def test_a_refused_password_is_raised_as_it_is(servers: Servers) -> None:
     wrong = asyncpg.InvalidPasswordError("no such password")
     servers |= {"gone": Server(REFUSED), "primary": Server(wrong)}
     with pytest.raises(asyncpg.InvalidPasswordError):
@@ -142,13 +142,13 @@ async def test_what_a_server_says_of_who_asks_is_told_as_it_is(servers: Servers)
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """The kernel takes the connection, and nobody says anything."""
+    """The kernel accepts the connection and nothing answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
 
 @pytest.mark.parametrize("names", ["127.0.0.1:{0}", "127.0.0.1:{0},localhost:{0}"])
-async def test_silent_servers_end_it_in_time(silent_port: int, names: str) -> None:
+async def test_connecting_to_silent_servers_ends_in_time(silent_port: int, names: str) -> None:
     began = time.monotonic()
     with pytest.raises((TimeoutError, ConnectionError)):
         await write_hosts(f"postgresql://u:p@{names.format(silent_port)}/db").connect()

@@ -1,4 +1,4 @@
-"""The pool's own bookkeeping, with connections that are only looked at; PostgreSQL's are in tests/integration."""
+"""The pool's bookkeeping, with fake connections; real ones are in tests/integration."""
 
 import asyncio
 import time
@@ -49,7 +49,7 @@ async def test_the_connection_used_last_is_used_next() -> None:
     assert opened == [first, second]
 
 
-async def test_no_more_connections_than_its_size_and_who_waits_is_served_in_order() -> None:
+async def test_callers_beyond_the_size_wait_in_order() -> None:
     opened: list[Any] = []
     pool = pool_of(1, opened)
     connection = await pool.take(in_seconds(5))
@@ -86,7 +86,7 @@ async def test_a_connection_lost_while_idle_is_not_handed_out() -> None:
     assert await pool.take(in_seconds(5)) is not lost
 
 
-async def test_whoever_waits_past_the_deadline_is_told_and_nobody_else() -> None:
+async def test_a_wait_ends_at_its_own_deadline() -> None:
     pool = pool_of(1)
     connection = await pool.take(in_seconds(60))
     patient = asyncio.create_task(pool.take(in_seconds(60)))
@@ -96,7 +96,7 @@ async def test_whoever_waits_past_the_deadline_is_told_and_nobody_else() -> None
     assert await patient is connection
 
 
-async def test_a_connection_is_closed_under_whoever_keeps_it_past_the_deadline() -> None:
+async def test_a_connection_is_closed_at_its_deadline() -> None:
     pool = pool_of(1)
     kept = await pool.take(in_seconds(0.01))
     successor = asyncio.create_task(pool.take(in_seconds(60)))
@@ -135,13 +135,13 @@ async def test_a_cancelled_wait_leaves_the_connection_to_the_next() -> None:
     connection = await pool.take(in_seconds(5))
     cancelled, next_one = (asyncio.create_task(pool.take(in_seconds(5))) for _ in range(2))
     await asyncio.sleep(0)
-    pool.give_back(connection)  # it is the first one's now, which has not yet been told
+    pool.give_back(connection)  # assigned to the first one, which has not resumed yet
     cancelled.cancel()
     assert await next_one is connection
     assert cancelled.cancelled()
 
 
-async def test_leaving_closes_what_is_idle_and_what_comes_back() -> None:
+async def test_closing_the_pool_closes_idle_connections_and_later_the_lent_ones() -> None:
     pool = pool_of(2)
     async with pool:
         idle, lent = await pool.take(in_seconds(5)), await pool.take(in_seconds(5))
@@ -153,7 +153,7 @@ async def test_leaving_closes_what_is_idle_and_what_comes_back() -> None:
         await pool.take(in_seconds(5))
 
 
-async def test_how_long_the_first_in_line_has_waited() -> None:
+async def test_how_long_the_first_caller_has_waited() -> None:
     pool = pool_of(1)
     connection = await pool.take(in_seconds(60))
     waiting = asyncio.create_task(pool.take(in_seconds(60)))
@@ -179,8 +179,8 @@ async def test_no_connection_is_used_again_once_renewed() -> None:
     assert pool.take_idle(in_seconds(5)) is fresh[0]
 
 
-async def test_when_one_is_silent_those_not_heard_of_lately_are_closed_too() -> None:
-    """They lead to the same server, and each would cost somebody a deadline."""
+async def test_a_silent_connection_closes_those_not_used_recently_too() -> None:
+    """They lead to the same server, and each would cost another caller its deadline."""
     pool = pool_of(3)
     old, recent, silent = [await pool.take(in_seconds(60)) for _ in range(3)]
     pool.give_back(old)
@@ -218,7 +218,7 @@ def pool_answering(*outcomes: Any, only_reads: bool) -> Pool:
 
 ROW: Any = "row"
 LOST = [
-    asyncpg.InternalClientError("cannot switch to state 11"),  # PostgreSQL said goodbye before it was asked
+    asyncpg.InternalClientError("cannot switch to state 11"),  # PostgreSQL closed it before the statement
     AttributeError("'NoneType' object has no attribute 'bind_execute'"),  # closed between two messages
     asyncpg.ConnectionDoesNotExistError("closed in the middle of operation"),
     asyncpg.SerializationError("canceling statement due to conflict with recovery"),
@@ -226,7 +226,7 @@ LOST = [
 
 
 @pytest.mark.parametrize("lost", LOST)
-async def test_a_statement_that_lost_its_connection_is_run_again_once_where_it_only_reads(lost: Exception) -> None:
+async def test_a_read_that_lost_its_connection_is_retried_once(lost: Exception) -> None:
     pool = pool_answering(lost, ROW, lost, lost, ROW, only_reads=True)
     assert await fetch(pool, "select") == [ROW]
     with pytest.raises(StorageUnavailable):
@@ -243,8 +243,10 @@ async def test_a_statement_that_may_write_is_run_once(lost: Exception) -> None:
 
 
 @pytest.mark.parametrize(("is_open", "raised"), [(False, StorageUnavailable), (True, AttributeError)])
-async def test_a_connection_closed_between_two_steps_is_storage_away(is_open: bool, raised: type[Exception]) -> None:
-    """asyncpg takes its protocol from a closed connection, and then asks it for the next step."""
+async def test_a_connection_closed_between_two_messages_is_storage_unavailable(
+    is_open: bool, raised: type[Exception]
+) -> None:
+    """asyncpg raises AttributeError there, because a closed connection has no protocol."""
     opened: list[Any] = []
     pool = pool_of(1, opened)
     pool.give_back(await pool.take(in_seconds(5)))
@@ -259,7 +261,7 @@ async def test_a_connection_closed_between_two_steps_is_storage_away(is_open: bo
     assert (await pool.take(in_seconds(5)) is opened[0]) is is_open
 
 
-async def test_a_loop_that_comes_late_reads_first_and_closes_after() -> None:
+async def test_a_late_event_loop_reads_before_it_closes() -> None:
     pool = pool_of(1)
     kept = await pool.take(in_seconds(0.2))
     time.sleep(0.4)

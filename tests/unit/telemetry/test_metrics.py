@@ -1,4 +1,4 @@
-"""What an operation is called, which codes a label may have, and how what was timed is told."""
+"""Labels of operations and codes, and histograms."""
 
 import asyncio
 import time
@@ -116,7 +116,7 @@ async def test_a_job_is_counted_by_what_became_of_it(outcome: str, error: BaseEx
     assert counted.__qualname__ == job.__qualname__
 
 
-async def test_the_exchanges_codes_are_no_more_than_a_label_may_have() -> None:
+async def test_the_number_of_exchange_codes_is_bounded() -> None:
     metrics = worker.Metrics((), UNUSED)
     for number in range(100):
         with pytest.raises(DeribitError):
