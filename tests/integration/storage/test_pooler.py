@@ -166,7 +166,7 @@ async def test_what_is_given_up_leaves_nothing_to_others(pooled: Pooled) -> None
 
 
 async def test_what_a_role_is_given_holds_behind_a_pooler(pooled: Pooled) -> None:
-    """As the README says to: the pooler would refuse them as settings of a connection."""
+    """As shared/operations/replicas.md says: the pooler refuses them as settings of a connection."""
     connection = await asyncpg.connect(pooled.direct)
     try:
         await connection.execute(f"alter database {urlsplit(pooled.direct).path[1:]} set statement_timeout = '6s'")
