@@ -4,11 +4,13 @@ Needs Debian's `chromium` or another Chromium on the PATH, and what `make pages`
 """
 
 import asyncio
+import contextlib
 import sys
 import tempfile
 from pathlib import Path
 from typing import Literal
 
+import httpx
 from playwright.async_api import Browser, async_playwright, expect
 
 from shared.local.pages import SERVER, build
@@ -39,13 +41,24 @@ async def main() -> int:
         demo = Demo(Path(folder), free_port(), **DEMO)
         try:
             async with asyncio.timeout(READY_SECONDS):
-                await demo.said("Ready after")
+                await until_ready(demo)
             await asyncio.sleep(OBSERVED_SECONDS)
             await take_pictures(demo.url)
         finally:
             demo.process.terminate()
             await asyncio.to_thread(demo.process.wait, 30)
     return 0
+
+
+async def until_ready(demo: Demo) -> None:
+    async with httpx.AsyncClient(base_url=demo.url, trust_env=False) as http:
+        while True:
+            if demo.process.poll() is not None:
+                raise SystemExit(f"The demo ended:\n{demo.text()}")
+            with contextlib.suppress(httpx.HTTPError):
+                if (await http.get("/readyz")).is_success:
+                    return
+            await asyncio.sleep(0.2)
 
 
 async def take_pictures(url: str) -> None:

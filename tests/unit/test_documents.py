@@ -11,8 +11,11 @@ import pytest
 from graphql import OperationDefinitionNode, parse, validate
 
 from server.schema.root import schema
+from shared.config.settings import Settings
+from shared.errors import ServiceError
 
 ROOT = Path(__file__).parents[2]
+OPERATIONS = ROOT / "shared" / "operations"
 MAX_README_LINES = 200
 _NOT_OURS = {"node_modules", "static"}
 _LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
@@ -88,6 +91,28 @@ def test_every_query_fits_the_schema_and_can_be_pasted(path: Path) -> None:
 def test_commands_use_the_python_that_has_the_packages(path: Path) -> None:
     commands = [line for text in blocks(path, "sh") for line in text.splitlines()]
     assert [line for line in commands if re.match(r"(\w+=\S+ )*(python|pip|pytest)\b", line)] == []
+
+
+def test_every_setting_is_explained() -> None:
+    rows = re.findall(r"^\| (`[^|]+`) \|", (OPERATIONS / "settings.md").read_text(encoding="utf-8"), re.MULTILINE)
+    explained = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(explained) == sorted(name.upper() for name in Settings.model_fields)
+
+
+def test_every_code_of_an_error_is_explained() -> None:
+    section = (
+        (ROOT / "server/README.md").read_text(encoding="utf-8").partition("\n## Errors\n")[2].partition("\n## ")[0]
+    )
+    rows = re.findall(r"^\| (`[^|]+`) \|", section, re.MULTILINE)
+    explained = {code for row in rows for code in re.findall(r"`(\w+)`", row)}
+    codes = {error.code for error in ServiceError.__subclasses__()}
+    assert explained == codes | {"GRAPHQL_PARSE_FAILED", "GRAPHQL_VALIDATION_FAILED", "INTERNAL_SERVER_ERROR"}
+
+
+def test_every_page_of_the_operators_manual_is_linked() -> None:
+    index = (OPERATIONS / "README.md").read_text(encoding="utf-8")
+    pages = {path.name for path in OPERATIONS.glob("*.md")} - {"README.md"}
+    assert {name for name in pages if f"| [{name}]({name}) |" not in index} == set()
 
 
 def test_the_readme_is_short() -> None:
