@@ -6,7 +6,7 @@
 FROM python:3.13-slim-trixie AS base
 
 
-# The dashboard and GraphiQL. Nothing of Node is in the final image.
+# The dashboard and GraphiQL. The final image has no Node.
 FROM node:24-trixie-slim AS pages
 
 WORKDIR /build/web
@@ -21,15 +21,15 @@ FROM base AS builder
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 RUN python -m pip install --no-cache-dir uv==0.13.9 && python -m venv --without-pip /opt/venv
 
-# Exactly [project].dependencies, the extra `traces`, which only a variable brings to life, and what they need. The lock
-# holds the other extras too, so it constrains instead of being installed: a version or a file that is not in it, with
-# its hash, is refused. Wheels only: nothing is compiled here.
+# Exactly [project].dependencies, the extra `traces` (off until a variable is set), and what they need. The lock has the
+# other extras too, so it is a constraint and is not installed itself: a version or a file without a hash in it is
+# refused. Wheels only: nothing is compiled here.
 WORKDIR /build
 COPY pyproject.toml requirements.lock ./
 RUN uv pip install --python /opt/venv/bin/python --no-cache --compile-bytecode --only-binary :all: \
         --require-hashes --constraints requirements.lock --requirements pyproject.toml --extra traces
 
-# Compiled now because the running container cannot write; by hash, because file times differ between builds.
+# Compiled now because the running container cannot write; by hash because file times differ between builds.
 WORKDIR /app
 COPY server/ server/
 COPY worker/ worker/
@@ -46,8 +46,8 @@ RUN groupadd --gid 10001 app \
 COPY --from=builder /opt/venv /opt/venv
 COPY --from=builder /app /app
 
-# A container's loopback cannot be reached from outside it, so HOST is every interface. The start then asks for
-# API_TOKEN, or for ALLOW_ANONYMOUS_MUTATIONS=1 to do without.
+# A container's loopback cannot be reached from outside, so HOST is every interface. The start then requires API_TOKEN,
+# or ALLOW_ANONYMOUS_MUTATIONS=1 to do without.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
@@ -55,14 +55,14 @@ ENV PATH=/opt/venv/bin:$PATH \
     PORT=8000
 
 WORKDIR /app
-# By number, so that an orchestrator can see that it is not root.
+# By number, so that an orchestrator sees that it is not root.
 USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 
-# Of the API; compose.yaml has each service's own. Without a proxy: HTTP_PROXY may be set for the exchange's sake.
+# Of the API; compose.yaml has one per service. Without a proxy, because HTTP_PROXY may be set to reach the exchange.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:' + os.environ['PORT'] + '/livez', timeout=4)"]
 
-# The exec form: the process itself gets the signals, no shell between.
+# The exec form, so that the process itself gets the signals.
 CMD ["python", "-m", "server"]

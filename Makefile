@@ -8,12 +8,13 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 BIN := .venv/bin
 
-.PHONY: help run demo prepared pages test faults fuzz bench lint format sdl lock sbom
+.PHONY: help run demo prepared pages pictures test faults fuzz bench lint format sdl lock sbom
 
 help:
 	@echo "make run     collect from the live exchange and serve GraphQL on http://127.0.0.1:8000/graphql"
 	@echo "make demo    the same with simulated prices; needs no network once the packages are installed"
 	@echo "make pages   build the dashboard and GraphiQL (run and demo build them too)"
+	@echo "make pictures  take the README's pictures of the dashboard from the demo, five minutes (needs Chromium)"
 	@echo "make test    the whole test suite; it starts its own PostgreSQL and Valkey"
 	@echo "make faults  the fault tests in full, about ten minutes"
 	@echo "make fuzz    the fuzz tests in full, about three minutes"
@@ -42,6 +43,9 @@ help:
 pages:
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || exit 0; \
 		exec $(PYTHON) -m shared.local.pages
+
+pictures: prepared
+	@$(BIN)/python -m tests.browser.pictures
 
 # In parallel, because both mostly wait for the network.
 prepared:

@@ -1,3 +1,3 @@
 """The project's version, kept here because nothing is installed. A test compares it with pyproject.toml."""
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"

@@ -1,9 +1,9 @@
 """What a ticker takes in a year: rows, bytes, CPU; and what a process takes: connections, memory, sockets a core.
 
-`python -m tests.bench.capacity` measures it, in some five minutes, and prints the tables of the README's section on
-capacity. Prices are stored by `insert_prices`, ten tickers a slot, slot by slot as the worker does; then more of them
-in larger statements, for sizes of tables that have grown. A year is computed from these: rows are known, bytes and
-CPU go with the rows.
+`python -m tests.bench.capacity` measures it, in about five minutes, and prints the tables of
+shared/operations/capacity.md. Prices are stored by `insert_prices`, ten tickers a slot, slot by slot, as the worker
+does; then more of them in larger statements, for the sizes of grown tables. A year is computed from these: rows are
+known, bytes and CPU grow with the rows.
 """
 
 import argparse

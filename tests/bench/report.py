@@ -21,27 +21,27 @@ JSON_NAMES = ("project", "limit1", "limit2", "postgraphile", "mercurius", "straw
 
 
 METHOD = """
-Every contestant is asked the same questions of the same 2 x 500,000 rows in the same PostgreSQL, ten connections each,
-over 32 HTTP connections that are kept alive; the tickers, and the 512 periods asked for, take turns. First answers of
-each are compared with the table. Then it is rounds: in each, every contestant has its turn at every question, one
-at a time, in an order that is turned round from round to round. Requests per second and p99 are medians over the
-rounds; a ratio is the median of the rounds' own ratios. CPU time is what the processes of the server, and all of
-PostgreSQL, used in all rounds, by all requests that were answered: it depends less on what else the machine did.
+Every contestant answers the same queries over the same 2 x 500,000 rows in the same PostgreSQL, with ten connections,
+over 32 HTTP keep-alive connections; tickers and the 512 periods rotate. The first answers of each are compared with the
+table. Then come rounds: in each round every contestant answers every query, one contestant at a time, in an order that
+rotates from round to round. Requests per second and p99 are medians over the rounds; a ratio is the median of the
+rounds' own ratios. CPU time is what the server's processes and all of PostgreSQL used in all rounds, divided by the
+answered requests: it depends less on other programs on the machine.
 
-- Server and load generator have different cores. Where there are only two, PostgreSQL runs on whichever is free, as it
-  would beside any of these servers; "server busy" far below 100 % says that PostgreSQL, or other programs, were what
-  held a contestant up.
-- This project puts requests of the same bytes that wait at the same time to PostgreSQL once; no other contestant does.
-  Its row "no two requests alike" is the same server where that never happens, nor is a request known from before.
-- Two processes are two ports, each with half of the connections, as behind a balancer. On two cores the second one
-  shares its core with the load generator, and both with PostgreSQL, so what a second core brings cannot be seen there.
-- PostgreSQL runs with fsync off. The triggers that keep candles are off while the questions' rows are loaded; they are
-  on wherever storing is measured, and for growth. Growth is measured with the project's own functions and their
-  prepared statements; the time is that of pg_stat_statements: execution, without planning and the network.
-- Memory is the API's resident set over a mixture of small questions. A fetch's start is what its record says.
-  Slots are counted once a worker has filled the (short) history before its first slot.
+- Server and load generator run on different cores. With only two cores PostgreSQL runs on the one that is free, as it
+  would beside any of these servers. A "server busy" far below 100 % means that PostgreSQL, or another program, was the
+  bottleneck.
+- This project joins requests with the same bytes that wait at the same time into one statement (single flight); no
+  other contestant does. In its row "no two requests alike" that never happens, and no request is known from before.
+- Two processes are two ports, each with half of the connections, as behind a load balancer. On two cores the second
+  process shares its core with the load generator, and both with PostgreSQL, so the gain of a second core does not show.
+- PostgreSQL runs with fsync off. The candle triggers are off while the rows are loaded; they are on when storing and
+  growth are measured. Growth is measured with the project's own functions and their prepared statements; the time is
+  that of pg_stat_statements: execution, without planning and the network.
+- Memory is the API's resident set over a mixture of small queries. A fetch's start is the one in its record. Slots
+  count once a worker has filled the (short) history before its first slot.
 - PostGraphile's fields are SQL functions, Mercurius has named prepared statements, both run in production mode. What
-  Mercurius answers ends at milliseconds, for node-postgres reads timestamps as JavaScript dates.
+  Mercurius answers ends at milliseconds, because node-postgres reads timestamps as JavaScript dates.
 - The brief's stack and the two limits answer the four fields in one request made for that.
 - A hundred million rows, in one table and in partitions, are in [ROWS.md](ROWS.md).
 """

@@ -88,15 +88,15 @@ _INDEXES = """
 METHOD = """
 ## How it is measured
 
-`python -m tests.bench.rows` makes each shape on a PostgreSQL of its own, one after the other, with 2 GB of shared
-buffers, fsync off and whatever memory the system has for the rest: a price a second of four tickers. Rows are loaded
-without indexes and triggers, in the order in which a collector stores them, then indexed and vacuumed. Reads and stores
-are the project's own functions over their prepared statements; what is given is the median of PostgreSQL's own time for
-execution (pg_stat_statements), with the pages that a question needs in memory. Storing goes through all triggers.
-Planning is PostgreSQL's own word too, and happens once for each statement and connection. The oldest month is dropped
-by the project's own retention, 2,000 rows at a time without its pauses, or with its partition. "Given up" is what a
-client gets too, after 5 s. Where the load average above is higher than the number of cores, other programs ran at the
-same time: then only a factor of two or more between the shapes says something.
+`python -m tests.bench.rows` builds each shape on a PostgreSQL of its own, one after the other, with 2 GB of shared
+buffers and fsync off; the page cache has the rest of the memory. The rows are a price a second of four tickers, loaded
+without indexes and triggers, in the order in which a collector stores them, then indexed and vacuumed. Reads and
+writes use the project's own functions and their prepared statements. The figures are medians of PostgreSQL's execution
+time (pg_stat_statements), with the needed pages in memory. Writes go through all triggers. The planning time is
+PostgreSQL's too, and is spent once per statement and connection. The oldest month is dropped by the project's own
+retention, 2,000 rows at a time without its pauses, or with its partition. "Given up" is what a client gets too, after
+5 s. If the load average above is higher than the number of cores, other programs ran at the same time: then only a
+factor of two or more between the shapes is significant.
 """
 
 Ask = Callable[[Pool], Awaitable[object]]

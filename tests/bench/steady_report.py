@@ -157,16 +157,16 @@ def _codes(phase: Phase) -> str:
 
 
 METHOD = """
-Requests come at random instants, so many a second on average, and do not wait for each other: each takes a connection
-that is free or opens one, up to 3,000. A request's time counts from the instant it was due until its last byte is here,
-whatever held it up, the generator included. What is asked is drawn by the shares above; the data are two tickers with
-500,000 prices each, candles kept, and what the worker adds: a price a second and ticker, from the simulated exchange
-that takes 50 ms, and what `fetchPrices` asks for. The limits of fetches are off, for one address asks for all of them.
+Requests arrive at random instants, at a given average rate, and do not wait for each other (an open model): each takes
+a free connection or opens one, up to 3,000. A request's time counts from the instant it was due until its last byte
+arrived, so delays of the generator count too. Queries are drawn by the shares above. The data are two tickers with
+500,000 prices each, with candles, and what the worker adds: a price per second and ticker, from the simulated exchange
+that takes 50 ms, and the prices of `fetchPrices`. The limits of fetches are off, because one address asks for all.
 
-- The peak is looked for in steps of 15 s, 1.4 times faster each, then by halving three times. A rate is held to be
-  answered when nothing is refused or fails and p99 is within the bound.
-- Each of 500 sockets follows both tickers over graphql-transport-ws, and answers the server's pings. What was stored
-  meanwhile, by the table, is compared with what came to each socket.
-- PostgreSQL runs with fsync off. Where there are two cores only, it shares both with the API and the load generator.
+- The search for the peak goes in steps of 15 s, each 1.4 times faster, then halves the step three times. A rate counts
+  as answered if nothing is refused or fails and p99 is within the bound.
+- Each of 500 sockets follows both tickers over graphql-transport-ws, and answers the server's pings. The prices that
+  each socket received are compared with the table.
+- PostgreSQL runs with fsync off. With only two cores it shares both with the API and the load generator.
 - A run of ten minutes or more with all the rows writes this file; `make bench` leaves it alone.
 """

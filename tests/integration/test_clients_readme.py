@@ -1,4 +1,4 @@
-"""The README's section for frontends: every block of it is run as it stands, but for the server's address."""
+"""server/README.md, "Use it from your frontend": runs every block as it is, except for the server's address."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from tests.integration.examples import MINUTE, NOON, example_price
 from tests.integration.queue.test_fetches import run_queued
 from worker.context import Worker
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[2] / "server/README.md").read_text(encoding="utf-8")
 SECTION = README.partition("\n## Use it from your frontend\n")[2].partition("\n## ")[0]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)
 FILES = {match[1]: text for _, text in BLOCKS if (match := re.match(r"// ([\w.]+)\n", text))}
@@ -37,7 +37,7 @@ async def host(settings: Settings, _migrated: None) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def folder(tmp_path: Path) -> Path:
-    """A frontend's: what the README writes is put there."""
+    """A frontend's folder, in which the README's blocks are written."""
     await asyncio.to_thread(node.install)
     (tmp_path / "node_modules").symlink_to(node.PACKAGES)
     return tmp_path

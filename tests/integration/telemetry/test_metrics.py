@@ -336,8 +336,8 @@ def test_all_that_is_drawn_and_alerted_on_is_told(known: Known) -> None:
     families = {family.name for scrape in (known.api, known.worker) for family in parse(scrape.text)}
     own = {name for name in families if name.startswith(PREFIX)}
     assert {name.removesuffix("_total") for name in used} >= own, "told, and neither drawn nor alerted on"
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [name for name in sorted(own) if f"`{name.removeprefix(PREFIX)}" not in readme] == []
+    page = (ROOT / "shared/operations/monitoring.md").read_text(encoding="utf-8")
+    assert [name for name in sorted(own) if f"`{name.removeprefix(PREFIX)}" not in page] == []
 
 
 def test_labels_match_what_they_are_matched_by(known: Known) -> None:

@@ -20,11 +20,9 @@ def breaking(old: str, new: str) -> list[str]:
     return [change.description for change in find_breaking_changes(build_schema(old), build_schema(new))]
 
 
-def newest_heading(changelog: str) -> str:
-    """Such as `0.1.0 (unreleased)` or `0.1.0 (2026-12-01)`."""
-    heading = re.search(r"^## (.+)$", changelog, re.MULTILINE)
-    assert heading is not None
-    return heading[1]
+def headings(changelog: str) -> list[str]:
+    """The sections, newest first: `Unreleased`, if there is one, then such as `0.2.0 (2026-12-01)`."""
+    return re.findall(r"^## (.+)$", changelog, re.MULTILINE)
 
 
 def test_no_change_breaks_a_client_of_the_last_release() -> None:
@@ -34,9 +32,11 @@ def test_no_change_breaks_a_client_of_the_last_release() -> None:
 
 
 def test_a_release_renews_what_is_compared_with() -> None:
-    heading = newest_heading((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
-    assert heading.split()[0] == VERSION
-    assert heading.endswith("(unreleased)") or RELEASED == SERVED, f"begin a section (unreleased), or {RENEW}"
+    newest, *older = headings((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
+    is_released = newest != "Unreleased"
+    release = newest if is_released else older[0]
+    assert re.fullmatch(rf"{re.escape(VERSION)} \(\d{{4}}-\d\d-\d\d\)", release)
+    assert not is_released or RELEASED == SERVED, f"begin a section Unreleased, or {RENEW}"
 
 
 # What to replace in the schema, and with what.
