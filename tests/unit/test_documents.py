@@ -115,6 +115,15 @@ def test_every_page_of_the_operators_manual_is_linked() -> None:
     assert {name for name in pages if f"| [{name}]({name}) |" not in index} == set()
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
+def test_every_make_target_that_is_named_exists(path: Path) -> None:
+    targets = set(re.findall(r"^([\w./]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    text = path.read_text(encoding="utf-8")
+    inline = re.findall(r"`(?:\w+=\S+ )*make ([\w./]+)", _FENCE.sub("", text))
+    commands = [name for block in blocks(path, "sh") for name in re.findall(r"^make ([\w./]+)", block, re.MULTILINE)]
+    assert {*inline, *commands} - targets == set()
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MAX_README_LINES
 
