@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from server.http.caching import NO_STORE
 from server.reads.context import Context
 from server.schema.tickers import select_tickers
 from server.standbys import StandbyPool
@@ -38,7 +37,7 @@ async def livez(_: Request) -> Response:
 
 async def readyz(request: Request) -> Response:
     if request.app.state.is_draining:
-        return JSONResponse(DRAINING, 503, headers=NO_STORE)
+        return JSONResponse(DRAINING, 503)
     state = request.state
     context = Context(state.primary, state.redis, state.settings)
     (postgres, prices), (redis, worker), standbys = await asyncio.gather(
@@ -55,7 +54,7 @@ async def readyz(request: Request) -> Response:
         "status": DOWN if is_down else OK,
         "dependencies": {name: asdict(dependency) for name, dependency in dependencies.items()},
     }
-    return JSONResponse(body, 503 if is_down else 200, headers=NO_STORE)
+    return JSONResponse(body, 503 if is_down else 200)
 
 
 async def _storage(context: Context) -> tuple[Dependency, Dependency]:

@@ -15,6 +15,7 @@ from server.http.endpoint import GraphQLView
 from server.metrics import Metrics
 from server.protection.admission import Admission
 from server.reads.context import Context
+from server.schema.persisted_queries import PersistedQueries
 from server.schema.root import Query, Schema, schema
 from server.schema.scalars import SCALARS
 from shared.config.settings import Settings
@@ -111,7 +112,7 @@ async def test_an_internal_fault_has_status_500_only_with_graphql_response_json(
     context: Context, media_type: str, status: int
 ) -> None:
     faulty = Schema(query=Query, extensions=[Faulty], config=StrawberryConfig(scalar_map=SCALARS))
-    view = GraphQLView(faulty, Metrics())
+    view = GraphQLView(faulty, PersistedQueries(), Metrics())
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         state = {"pool": context.pool, "redis": context.redis, "settings": context.settings, "feeds": None}
