@@ -74,7 +74,7 @@ def clean_database_url(value: str, targets: tuple[str, ...]) -> str:
         if parts["at"] or not parts["database"]:  # with the database alone: this machine's socket
             raise Refusal("it names no host")
     elif not all(host[:1] == "/" or (host[:1] not in {"", ":"} and is_host(host)) for host in hosts.split(",") if hosts):
-        raise Refusal("its host or port is none, or the password is not %-escaped")
+        raise Refusal("its host or port is not valid, or the password is not %-escaped")
     target = parameters.get("target_session_attrs") or os.environ.get("PGTARGETSESSIONATTRS")
     if target is not None:
         if target not in targets:
