@@ -9,11 +9,10 @@ import os
 import re
 import ssl
 from collections.abc import Mapping
-from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import certifi
-from asyncpg.connect_utils import _parse_connect_dsn_and_args
+from asyncpg.connect_utils import _parse_connect_dsn_and_args  # type: ignore[attr-defined]  # private
 
 from shared.config.messages import Refusal
 
@@ -73,7 +72,9 @@ def clean_database_url(value: str, targets: tuple[str, ...]) -> str:
     if not hosts and not parameters.get("service") and not os.environ.get("PGHOST"):
         if parts["at"] or not parts["database"]:  # with the database alone: this machine's socket
             raise Refusal("it names no host")
-    elif not all(host[:1] == "/" or (host[:1] not in {"", ":"} and is_host(host)) for host in hosts.split(",") if hosts):
+    elif not all(
+        host[:1] == "/" or (host[:1] not in {"", ":"} and is_host(host)) for host in hosts.split(",") if hosts
+    ):
         raise Refusal("its host or port is not valid, or the password is not %-escaped")
     target = parameters.get("target_session_attrs") or os.environ.get("PGTARGETSESSIONATTRS")
     if target is not None:
@@ -170,14 +171,12 @@ def _parse_parameters(query: str, *, is_secret_safe: bool) -> dict[str, str]:
 
 def _check_with_asyncpg(url: str, parameters: Mapping[str, str]) -> None:
     """The parser that asyncpg runs at every connection. It reads libpq's variables and the certificates, too."""
-    unset: dict[str, Any] = dict.fromkeys(
-        ("host", "port", "user", "password", "passfile", "database", "ssl", "service", "servicefile", "direct_tls")
-        + ("server_settings", "target_session_attrs", "krbsrvname", "gsslib")
-    )
+    names = "host port user password passfile database ssl service servicefile direct_tls server_settings"
+    unset = dict.fromkeys((*names.split(), "target_session_attrs", "krbsrvname", "gsslib"))
     try:
         _parse_connect_dsn_and_args(dsn=url, **unset)
     except Exception as error:  # an error of any type, which every connection would raise
         variables = sorted(name for name in os.environ if name.startswith("PG") and name != "PGPASSWORD")
-        names = [name for name in parameters if name not in {"user", "password", "target_session_attrs"}] + variables
+        causes = [name for name in parameters if name not in {"user", "password", "target_session_attrs"}] + variables
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise Refusal(f"{reason} (from {', '.join(names) or 'its user, host or database'})") from None
+        raise Refusal(f"{reason} (from {', '.join(causes) or 'its user, host or database'})") from None

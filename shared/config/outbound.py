@@ -4,6 +4,7 @@ Not httpx's own reading of these variables: it asks the proxy for loopback too, 
 in NO_PROXY. Variables in small letters win, as with curl.
 """
 
+import contextlib
 import ipaddress
 import os
 import re
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 import certifi
 import httpx
 
+from shared.config.database_url import is_host
 from shared.config.messages import masked
 from shared.config.settings import SettingsError
 from shared.config.values import is_loopback
@@ -64,12 +66,10 @@ def _variable(name: str) -> tuple[str, str]:
 
 def _parse_proxy(name: str, value: str) -> str:
     url = value if "://" in value else f"http://{value}"  # curl takes host:port, too
-    try:
-        proxy = httpx.Proxy(httpx.URL(url))
-        if proxy.url.host:
+    host = url.partition("://")[2].partition("/")[0].rpartition("@")[2]
+    with contextlib.suppress(ValueError, httpx.InvalidURL):
+        if httpx.Proxy(url).url.host and is_host(host):
             return url
-    except (ValueError, httpx.InvalidURL):
-        pass
     raise SettingsError(f"{name}={masked(name, value)} is refused; accepted: {PROXY_RULE}")
 
 
@@ -92,9 +92,8 @@ def _is_excluded(host: str, port: int, exceptions: str) -> bool:
                     return True
             except ValueError:
                 continue
-        elif domain := name.removeprefix("*").removeprefix("."):
-            if host == domain or host.endswith(f".{domain}"):
-                return True
+        elif (domain := name.removeprefix("*").removeprefix(".")) and f".{host}".endswith(f".{domain}"):
+            return True
     return False
 
 

@@ -174,7 +174,7 @@ async def _follow(http: httpx.AsyncClient, response: httpx.Response) -> httpx.Re
     ):
         raise DeribitError("REDIRECT", f"redirect to another place refused (HTTP {response.status_code})")
     http.base_url = http.base_url.copy_with(scheme="https", host="www.deribit.com", port=None)
-    logger.info("the exchange moved us to %s", http.base_url)
+    logger.info("the exchange moved us to %s", http.base_url.host)
     return await http.get(location)
 
 
