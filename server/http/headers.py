@@ -11,6 +11,7 @@ NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 "Forbids browsers to guess another media type than the one in Content-Type."
 
 NO_STORE = (b"cache-control", b"no-store")
+"Unless the response says otherwise, because caches may keep a 200 or a 404 for as long as they like."
 
 _COMPRESSIBLE = ("text/", "application/json", "application/graphql-response+json")
 PARTIAL_CONTENT = 206
