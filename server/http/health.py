@@ -19,7 +19,14 @@ from server.standbys import StandbyPool
 from shared.errors import QueueUnavailable, StorageUnavailable
 from shared.migrate import read_migrations, select_version
 from shared.queue.client import within_deadline
-from shared.queue.worker_registry import describe_unknown_index, select_live_workers, select_unknown_indices
+from shared.queue.deployment import ForeignRedis, check_claim, select_deployment
+from shared.queue.worker_registry import (
+    describe_clock_offset,
+    describe_unknown_index,
+    select_clock_offsets,
+    select_live_workers,
+    select_unknown_indices,
+)
 from shared.storage.database import NOT_MIGRATED, Pool
 
 logger = logging.getLogger(__name__)
@@ -112,17 +119,26 @@ async def _standbys(pool: Pool, context: Context) -> Dependency | None:
 
 async def _queue(context: Context) -> tuple[Dependency, Dependency]:
     try:
-        workers, unknown = await within_deadline(_reports(context))
+        faults = await within_deadline(_worker_faults(context))
     except QueueUnavailable as error:
         return Dependency(DOWN, str(error)), UNKNOWN
-    if not workers:
-        return Dependency(OK), Dependency(WARNING, "no worker has reported lately")
-    if unknown:
-        faults = "; ".join(describe_unknown_index(ticker, near) for ticker, near in unknown.items())
-        return Dependency(OK), Dependency(WARNING, faults)
-    return Dependency(OK), Dependency(OK)
+    return Dependency(OK), Dependency(WARNING, "; ".join(faults)) if faults else Dependency(OK)
 
 
-async def _reports(context: Context) -> tuple[list[str], dict[str, list[str]]]:
+async def _worker_faults(context: Context) -> list[str]:
     redis = context.redis
-    return await select_live_workers(redis), await select_unknown_indices(redis, context.settings.tickers)
+    try:
+        await check_claim(redis, await select_deployment(context.pool))
+    except ForeignRedis as error:
+        return [str(error)]
+    except StorageUnavailable:
+        pass  # said under postgres
+    workers = await select_live_workers(redis)
+    if not workers:
+        return ["no worker has reported lately"]
+    unknown = await select_unknown_indices(redis, context.settings.tickers)
+    offsets = await select_clock_offsets(redis, workers)
+    return [
+        *(describe_unknown_index(ticker, near) for ticker, near in unknown.items()),
+        *(describe_clock_offset(worker, seconds) for worker, seconds in offsets.items()),
+    ]

@@ -18,7 +18,7 @@ import yaml
 
 from server.process import FINISH_SECONDS
 from shared.config.settings import Settings, load_settings
-from worker.schedule import JOB_SECONDS
+from worker.runner import JOB_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 APP_SERVICES = ("api", "migrate", "worker")
