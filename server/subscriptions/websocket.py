@@ -188,10 +188,9 @@ class Socket:
             self._state["metrics"].ended(REFUSED, error.code)
             await self._error(json.dumps(key), [as_graphql(error)])
             return
-        state = self._state
-        services = state["pool"], state["redis"], state["settings"]
-        context = Context(*services, self._is_authenticated, state["feeds"], self._client)
-        answers = self._shared.streams.answers(context, request, state["admission"])
+        pool, redis, settings, feeds = (self._state[name] for name in ("pool", "redis", "settings", "feeds"))
+        context = Context(pool, redis, settings, self._is_authenticated, feeds, self._client)
+        answers = self._shared.streams.answers(context, request, self._state["admission"])
         task = asyncio.create_task(self._operate(key, answers))
         self._operations[key] = task
         self._running.add(task)
