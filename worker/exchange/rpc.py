@@ -93,7 +93,7 @@ def _follow(http: httpx.AsyncClient, response: httpx.Response) -> httpx.Request:
     ):
         raise DeribitError("REDIRECT", f"redirect to another place refused (HTTP {response.status_code})")
     http.base_url = http.base_url.copy_with(scheme="https", host="www.deribit.com", port=None)
-    logger.info("the exchange moved us to %s", http.base_url)
+    logger.info("the exchange moved us to %s", http.base_url.host)
     return http.build_request("GET", location)
 
 
