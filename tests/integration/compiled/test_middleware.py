@@ -1,6 +1,7 @@
 """The answer that PostgreSQL writes is the one that Strawberry gives."""
 
 import json
+import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -26,6 +27,7 @@ from server.schema.persisted_queries import PersistedQueries
 from server.schema.root import schema
 from shared.config.settings import Settings
 from shared.local.servers import free_port
+from shared.queue.client import open_redis
 from shared.storage.database import create_pool, fetch
 from shared.storage.missed_slots import GapReason, MissedSlot, insert_missed_slots
 from shared.storage.prices import Price, PriceSource, insert_prices
@@ -326,15 +328,44 @@ async def test_more_rows_than_a_request_may_ask_for_are_passed_on(api: Api) -> N
     assert await api.post(f"{{ {fields} }}") is None
 
 
-async def test_storage_away_is_answered_as_strawberry_would(redis: Any, settings: Settings) -> None:
+@pytest.mark.parametrize(
+    "query",
+    [
+        '{ __typename a: latestPrice(ticker: "btc_usd") { price } latestPrices { price } }',
+        '{ fetchJob(id: "x") { id } a: latestPrice(ticker: "btc_usd") { price } __type(name: "Gap") { name } }',
+    ],
+)
+async def test_an_outage_of_the_storage_is_answered_as_strawberry_would(
+    redis: Any, settings: Settings, query: str
+) -> None:
     nowhere = settings.model_copy(update={"database_url": f"postgresql://u:p@127.0.0.1:{free_port()}/d"})
     async with create_pool(nowhere, name="tests") as pool:
         api = Api(Context(pool, redis, settings))
-        query = '{ __typename a: latestPrice(ticker: "btc_usd") { price } latestPrices { price } }'
         async with api.http:
             answer = await api.post(query)
         assert answer is not None
         assert json.loads(answer) == json.loads(await plainly(api.context, query))
+
+
+async def test_an_outage_of_both_servers_is_answered_in_time(settings: Settings) -> None:
+    """Their sockets take connections and never answer."""
+    query = f'{{ fetchJob(id: "{"0" * 32}") {{ id }} a: latestPrice(ticker: "btc_usd") {{ price }} }}'
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        urls = {"database_url": f"postgresql://u:p@127.0.0.1:{port}/d", "redis_url": f"redis://127.0.0.1:{port}"}
+        silenced = settings.model_copy(update=urls)
+        async with create_pool(silenced, name="tests") as pool, open_redis(silenced, retries=0) as redis:
+            api = Api(Context(pool, redis, silenced))
+            started = time.monotonic()
+            async with api.http:
+                answer = json.loads(await api.post(query) or "null")
+            assert time.monotonic() - started < 4  # one after the other they would take longer on any machine
+    assert answer["data"] == {"fetchJob": None, "a": None}
+    found = {error["path"][0]: error["extensions"]["code"] for error in answer["errors"]}
+    assert found == {"a": "STORAGE_UNAVAILABLE", "fetchJob": "QUEUE_UNAVAILABLE"}
+    assert [error["locations"] for error in answer["errors"] if error["path"] == ["fetchJob"]] == [
+        [{"line": 1, "column": 3}]
+    ]
 
 
 async def test_a_fault_of_ours_is_passed_on_to_be_masked(api: Api) -> None:
