@@ -74,7 +74,11 @@ def main() -> int:
             return 0 if asyncio.run(is_healthy(settings)) else 1
         return 1
     warn_about_unknown_names()
-    asyncio.run(run(settings))
+    try:
+        asyncio.run(run(settings))
+    except SettingsError as error:  # a proxy or certificates for the exchange
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from shared.config.outbound import client_options
 from shared.config.settings import Settings
 from shared.grid import from_microseconds
 from shared.storage.missed_slots import GapReason
@@ -68,10 +69,14 @@ class ChartPoint:
 
 
 def create_http(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
-    """The one client of a process. Its base URL may change once; see `_follow`."""
+    """The one client of a process. Its base URL may change once; see `_follow`.
+
+    Raises `SettingsError` if a proxy or the certificates that the environment names cannot be used.
+    """
+    options = client_options(settings.deribit_base_url) if transport is None else {"transport": transport}
     return httpx.AsyncClient(
         base_url=settings.deribit_base_url,
-        transport=transport,
+        **options,
         timeout=httpx.Timeout(ATTEMPT_SECONDS, connect=CONNECT_SECONDS),
         limits=httpx.Limits(max_connections=CONCURRENCY, max_keepalive_connections=CONCURRENCY, keepalive_expiry=300),
         headers={"User-Agent": f"deribit-price-collector/{VERSION}", "Accept": "application/json"},
@@ -169,7 +174,7 @@ async def _follow(http: httpx.AsyncClient, response: httpx.Response) -> httpx.Re
     ):
         raise DeribitError("REDIRECT", f"redirect to another place refused (HTTP {response.status_code})")
     http.base_url = http.base_url.copy_with(scheme="https", host="www.deribit.com", port=None)
-    logger.info("the exchange moved us to %s", http.base_url)
+    logger.info("the exchange moved us to %s", http.base_url.host)
     return await http.get(location)
 
 
