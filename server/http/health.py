@@ -5,7 +5,10 @@ reads go to standbys, these have an entry of their own, and an outage of the pri
 """
 
 import asyncio
+import logging
+from collections.abc import Coroutine
 from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -20,6 +23,10 @@ from shared.queue.client import within_deadline
 from shared.queue.worker_registry import describe_unknown_index, select_live_workers, select_unknown_indices
 from shared.storage.database import NOT_MIGRATED, Pool
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 OK, WARNING, DOWN = "ok", "warning", "down"
 DRAINING = {"status": "draining", "reason": "this process was told to end: ask another one", "dependencies": {}}
 
@@ -32,6 +39,10 @@ class Dependency:
     reason: str | None = None
 
 
+UNKNOWN = Dependency(WARNING, "unknown")
+UNKNOWN_FAULT = Dependency(DOWN, "It cannot be checked; the log says why.")
+
+
 async def livez(_: Request) -> Response:
     return PlainTextResponse("ok\n")
 
@@ -42,7 +53,9 @@ async def readyz(request: Request) -> Response:
     state = request.state
     context = Context(state.primary, state.redis, state.settings)
     (postgres, prices), (redis, worker), standbys = await asyncio.gather(
-        _storage(context), _queue(context), _standbys(state.pool, context)
+        _never_failing(_storage(context), (UNKNOWN_FAULT, UNKNOWN)),
+        _never_failing(_queue(context), (UNKNOWN_FAULT, UNKNOWN)),
+        _never_failing(_standbys(state.pool, context), UNKNOWN_FAULT),
     )
     dependencies = {"postgres": postgres, "redis": redis, "worker": worker, "prices": prices}
     if standbys is not None:
@@ -58,16 +71,25 @@ async def readyz(request: Request) -> Response:
     return JSONResponse(body, 503 if is_down else 200, headers=NO_STORE)
 
 
+async def _never_failing(check: Coroutine[Any, Any, T], otherwise: T) -> T:
+    """A proxy reads 503 as "not now" and a plain 500 as it likes."""
+    try:
+        return await check
+    except Exception:
+        logger.exception("fault while checking a dependency")
+        return otherwise
+
+
 async def _storage(context: Context) -> tuple[Dependency, Dependency]:
     wanted = len(read_migrations())
     try:
         version = await select_version(context.pool)
         if version < wanted:
             outdated = f"the schema is at {version:04}, this release needs {wanted:04}: run python -m shared.migrate"
-            return Dependency(DOWN, outdated if version else NOT_MIGRATED), Dependency(WARNING, "unknown")
+            return Dependency(DOWN, outdated if version else NOT_MIGRATED), UNKNOWN
         tickers = await select_tickers(context)
     except StorageUnavailable as error:
-        return Dependency(DOWN, str(error)), Dependency(WARNING, "unknown")
+        return Dependency(DOWN, str(error)), UNKNOWN
     stale = [
         f"{t.name}: "
         + ("nothing collected yet" if t.lag_seconds is None else f"newest price {t.lag_seconds:.0f} s old")
@@ -93,7 +115,7 @@ async def _queue(context: Context) -> tuple[Dependency, Dependency]:
     try:
         workers, unknown = await within_deadline(_reports(context))
     except QueueUnavailable as error:
-        return Dependency(DOWN, str(error)), Dependency(WARNING, "unknown")
+        return Dependency(DOWN, str(error)), UNKNOWN
     if not workers:
         return Dependency(OK), Dependency(WARNING, "no worker has reported lately")
     if unknown:
