@@ -36,7 +36,23 @@ CANDLE_FIELDS = ["ticker", "start", "open", "high", "low", "close", "samples", "
 COVERAGE_FIELDS = ["expected", "present", "dropped", "ratio", "complete", "__typename"]
 GAP_FIELDS = ["fromDt", "toDt", "missing", "reason", "detail", "__typename"]
 TICKER_FIELDS = ["name", "intervalSeconds", "stale", "firstTimestamp", "keptFrom", "__typename"]
-INTERVALS = ["ONE_MINUTE", "FIVE_MINUTES", "FIFTEEN_MINUTES", "ONE_HOUR", "FOUR_HOURS", "ONE_DAY"]
+STATISTICS_FIELDS = ["change", "twap", "changePercent", "realizedVolatility", "samples", "__typename"]
+PRICE_AT_FIELDS = ["at", "ageSeconds", "__typename"]
+FIELDS_OF = {
+    "Price": FIELDS,
+    "Candle": CANDLE_FIELDS,
+    "Coverage": COVERAGE_FIELDS,
+    "Gap": GAP_FIELDS,
+    "Ticker": TICKER_FIELDS,
+    "Statistics": STATISTICS_FIELDS,
+    "PriceAt": PRICE_AT_FIELDS,
+}
+NESTED = {
+    "Ticker": {"latest": "Price"},
+    "Statistics": {"open": "Price", "high": "Price", "low": "Price", "coverage": "Coverage"},
+    "PriceAt": {"price": "Price", "gap": "Gap"},
+}
+INTERVALS = ["ONE_MINUTE", "FIVE_MINUTES", "FIFTEEN_MINUTES", "ONE_HOUR", "FOUR_HOURS", "ONE_DAY", "ONE_WEEK"]
 DIGITS = ["91234.56", "2722.40", "0.00001583", "7", "2200", "0.0000000001", "123456789012345678.123456789012345678"]
 MICROSECONDS = [0, 1, 27885, 100000, 999999]
 FETCHED_ROWS = 12
@@ -167,9 +183,8 @@ def arguments(draw: st.DrawFn, variables: dict[str, tuple[str, Any]], values: di
 
 @st.composite
 def selections(draw: st.DrawFn, kind: str = "Price", depth: int = 0) -> str:
-    fields = {"Price": FIELDS, "Candle": CANDLE_FIELDS, "Coverage": COVERAGE_FIELDS, "Ticker": TICKER_FIELDS}[kind]
     parts = []
-    for name in draw(st.lists(st.sampled_from(fields), min_size=1, max_size=5)):
+    for name in draw(st.lists(st.sampled_from(FIELDS_OF[kind]), min_size=1, max_size=5)):
         alias = draw(st.sampled_from(["", "", "", f"as_{name}: "]))
         parts.append(f"{alias}{name}{draw(directives)}")
     if depth < 2 and draw(st.integers(0, 3)) == 0:
@@ -177,8 +192,9 @@ def selections(draw: st.DrawFn, kind: str = "Price", depth: int = 0) -> str:
         parts.append(f"{condition}{draw(directives)} {draw(selections(kind, depth + 1))}")
     if kind == "Price" and draw(st.integers(0, 3)) == 0:
         parts.append("...Named")
-    if kind == "Ticker" and draw(st.booleans()):
-        parts.append(f"latest {draw(selections('Price', 2))}")
+    for name, inner in NESTED.get(kind, {}).items():
+        if draw(st.booleans()):
+            parts.append(f"{name} {draw(selections(inner, 2))}")
     if kind == "Coverage" and draw(st.booleans()):
         names = draw(st.lists(st.sampled_from(GAP_FIELDS), min_size=1, max_size=4))
         parts.append(f"gaps{draw(st.sampled_from(['', '(limit: 2)', '(limit: 0)']))} {{ {' '.join(names)} }}")
@@ -216,6 +232,12 @@ def roots(draw: st.DrawFn, variables: dict[str, tuple[str, Any]]) -> str:
             return f"candles(interval: {interval}, {written[1:]}{draw(directives)} {draw(selections('Candle'))}"
         case 5:
             return field("coverage", ticker | bounds, "Coverage")
+        case 10:
+            return field("statistics", ticker | bounds, "Statistics")
+        case 11:
+            several = {"at": ("[DateTime!]!", st.lists(instants, max_size=4))}
+            tolerance = {"toleranceSeconds": ("Int", mostly([0, 1, 300, 10**9], [-1]))}
+            return field("pricesAt", ticker | several | tolerance, "PriceAt")
         case 6 | 7:
             return f"tickers {draw(selections('Ticker'))}"
         case 8:
