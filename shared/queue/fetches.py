@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -17,9 +17,10 @@ from arq.connections import ArqRedis
 from arq.constants import default_queue_name, job_key_prefix
 from arq.jobs import serialize_job
 
+from shared.grid import from_microseconds
 from shared.queue.client import serialize
 from shared.queue.jobs import FETCH_PRICES
-from shared.queue.rate_limit import TAKE, Limit, arguments, refusal
+from shared.queue.rate_limit import TAKE, Limit, refusal
 from shared.queue.replication import Unconfirmed, execute_confirmed, execute_confirmed_if_possible
 from shared.storage.prices import Price, dump_price, load_price
 from shared.telemetry.traces import current_traceparent
@@ -104,16 +105,15 @@ async def enqueue_fetch_prices(redis: ArqRedis, tickers: Sequence[str], limits: 
     job_id = uuid.uuid4().hex
     now = time.time_ns()
     arq_job = serialize_job(FETCH_PRICES, (tickers,), {}, None, now // 1_000_000, serializer=serialize)
-    keys, per_minute = arguments(limits)
     enqueue = (
         "EVAL",
         _ENQUEUE,
-        4 + len(keys),
+        4 + len(limits),
         f"fetch-running:{','.join(tickers)}",
         _key(job_id),
         job_key_prefix + job_id,
         default_queue_name,
-        *keys,
+        *(limit.key for limit in limits),
         job_id,
         json.dumps(tickers),
         now // 1000,
@@ -123,7 +123,7 @@ async def enqueue_fetch_prices(redis: ArqRedis, tickers: Sequence[str], limits: 
         _key(""),
         job_key_prefix,
         json.dumps(current_traceparent()),
-        *per_minute,
+        *(limit.per_minute for limit in limits),
     )
     answered: bytes | list[int]
     [answered] = await execute_confirmed(redis, enqueue)
@@ -158,9 +158,9 @@ async def select_fetch_job(redis: ArqRedis, job_id: str) -> FetchJob | None:
         id=job_id,
         status=_status(record, prices, failures),
         tickers=record["tickers"],
-        enqueued_at=_instant(record["enqueued_at"]),
-        started_at=_instant(record["started_at"]) if "started_at" in record else None,
-        finished_at=_instant(record["finished_at"]) if "finished_at" in record else None,
+        enqueued_at=from_microseconds(record["enqueued_at"]),
+        started_at=from_microseconds(record["started_at"]) if "started_at" in record else None,
+        finished_at=from_microseconds(record["finished_at"]) if "finished_at" in record else None,
         prices=prices,
         failures=failures,
     )
@@ -218,7 +218,3 @@ def _status(record: dict[str, Any], prices: Sequence[Price], failures: Sequence[
 
 def _key(job_id: str) -> str:
     return f"fetch:{job_id}"
-
-
-def _instant(microseconds: int) -> datetime:
-    return datetime.fromtimestamp(microseconds // 1_000_000, UTC).replace(microsecond=microseconds % 1_000_000)

@@ -3,7 +3,6 @@
 The burst is a whole minute's allowance; after it, one fetch every 60 s / limit.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shared.errors import RateLimited
@@ -32,11 +31,6 @@ def refusal(limit: Limit, wait: int) -> RateLimited:
     return RateLimited(
         f"There are {limit.per_minute} fetches a minute {limit.scope}, no more; try again in {seconds} s.", seconds
     )
-
-
-def arguments(limits: Sequence[Limit]) -> tuple[list[str], list[int]]:
-    """The limits' part of a script's KEYS and ARGV."""
-    return [limit.key for limit in limits], [limit.per_minute for limit in limits]
 
 
 # A Lua function. `keys`: one for each limit; `per_minute`: what each allows.

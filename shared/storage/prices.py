@@ -35,24 +35,15 @@ class Price:
     testnet: bool
 
 
-# By type of a field: what it is on the way to PostgreSQL, to JSON and from JSON. The enum travels as text, because
-# asyncpg would look its type up on every new connection.
-_SQL_TYPES = {str: "text", Decimal: "numeric", datetime: "timestamptz", PriceSource: "text", bool: "boolean"}
-_TO_JSON: dict[type, Callable[[Any], Any]] = {
-    str: str,
-    Decimal: str,
-    datetime: datetime.isoformat,
-    PriceSource: str,
-    bool: bool,
+# By type of a field: the SQL type, to JSON, from JSON. The enum travels as text, because asyncpg would look its type up
+# on every new connection.
+_CODECS: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
+    str: ("text", str, str),
+    Decimal: ("numeric", str, Decimal),
+    datetime: ("timestamptz", datetime.isoformat, datetime.fromisoformat),
+    PriceSource: ("text", str, PriceSource),
+    bool: ("boolean", bool, bool),
 }
-_FROM_JSON: dict[type, Callable[[Any], Any]] = {
-    str: str,
-    Decimal: Decimal,
-    datetime: datetime.fromisoformat,
-    PriceSource: PriceSource,
-    bool: bool,
-}
-
 _TYPES: dict[str, Any] = {field.name: field.type for field in fields(Price)}
 FIELDS = tuple(_TYPES)
 _NAMES = ", ".join(FIELDS)
@@ -202,7 +193,7 @@ async def insert_prices(pool: Pool, prices: Iterable[Price], *, timeout: float =
     sql = f"""
         insert into prices ({_NAMES})
         select {", ".join("source::price_source" if name == "source" else name for name in _TYPES)}
-        from unnest({", ".join(f"${n}::{_SQL_TYPES[kind]}[]" for n, kind in enumerate(_TYPES.values(), 1))})
+        from unnest({", ".join(f"${n}::{_CODECS[kind][0]}[]" for n, kind in enumerate(_TYPES.values(), 1))})
             as fresh ({_NAMES})
         -- Two writers that lock the same rows in the same order cannot deadlock.
         order by timestamp, ticker collate "C"
@@ -225,11 +216,11 @@ async def insert_prices(pool: Pool, prices: Iterable[Price], *, timeout: float =
 
 def dump_price(price: Price) -> dict[str, Any]:
     """A price as JSON for Redis. The digits are text, because JSON has no exact numbers."""
-    return {name: _TO_JSON[kind](getattr(price, name)) for name, kind in _TYPES.items()}
+    return {name: _CODECS[kind][1](getattr(price, name)) for name, kind in _TYPES.items()}
 
 
 def load_price(record: dict[str, Any]) -> Price:
-    return Price(**{name: _FROM_JSON[kind](record[name]) for name, kind in _TYPES.items()})
+    return Price(**{name: _CODECS[kind][2](record[name]) for name, kind in _TYPES.items()})
 
 
 def price_of(row: Iterable[Any]) -> Price:
