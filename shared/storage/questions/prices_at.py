@@ -33,7 +33,9 @@ _PRICES_AT = f"""
         where ticker = $1
     ), asked as (
         select at, position, coalesce(make_interval(secs => $3), {STALE_INTERVALS} * step) as tolerance
-        from unnest($2::timestamptz[]) with ordinality as instant (at, position)
+        from unnest($2::timestamptz[]) with ordinality as instant (given, position)
+        -- asyncpg sends Python's first and last instant as infinities.
+        cross join lateral (select greatest('0001-01-01Z', least('9999-12-31T23:59:59.999999Z', given)) as at) as finite
         cross join lateral (
             -- Of the schedule in force. Before the first schedule, its interval.
             select coalesce(
@@ -116,13 +118,15 @@ _PRICES_AT = f"""
             ) as upper
         from missing
     ), gap as (
-        select bounds.lower, gap.*
+        select bounds.*, gap.*
         from (select distinct lower, upper from hole) as bounds
         cross join lateral ({_gaps_between("bounds.lower", "bounds.upper")}) as gap
     ), explained as materialized (
-        select hole.position, gap.*
+        select position, {", ".join(GAP_FIELDS)}
         from hole
-        join gap on gap.lower = hole.lower and from_dt <= slot and to_dt > slot
+        join gap using (lower, upper)
+        where from_dt <= slot
+          and to_dt > slot
     )
     select
         at,

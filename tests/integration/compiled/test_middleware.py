@@ -216,7 +216,7 @@ def roots(draw: st.DrawFn, variables: dict[str, tuple[str, Any]]) -> str:
     def field(name: str, values: dict[str, tuple[str, Any]], kind: str) -> str:
         return f"{name}{draw(arguments(variables, values))}{draw(directives)} {draw(selections(kind))}"
 
-    match draw(st.sampled_from([*range(6)] * 3 + [6, 7, 8, 9, 9])):
+    match draw(st.sampled_from([*range(7), 10, 11] * 3 + [7, 8, 9, 9])):
         case 0:
             ages = {"maxAgeSeconds": ("Int", st.sampled_from([10**9, 10**9, 5, -1]))}
             return field("latestPrice", ticker | (ages if draw(st.booleans()) else {}), "Price")
@@ -265,7 +265,7 @@ def documents(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
 
 
 COMPILED: Counter[str] = Counter()
-NOTED = ("candles", "coverage", "tickers", "latest ", "maxAge", "@include", "@skip", "$yes")
+NOTED = ("candles", "coverage", "statistics", "pricesAt", "tickers", "maxAge", "@include", "@skip", "$yes")
 "In nearly every run. Rarer shapes are among the ordinary documents below."
 
 
@@ -276,10 +276,7 @@ async def test_the_compiled_answer_is_strawberrys(api: Api, document: tuple[str,
     answer = await (api.get if is_get else api.post)(query, variables)
     if answer is not None:
         COMPILED["documents"] += 1
-        COMPILED.update(
-            name for name in ("candles", "coverage", "gaps", "tickers", "latest ", "maxAge") if name in query
-        )
-        COMPILED.update(name for name in ("@include", "@skip", "__schema", "fetchJob", "$yes") if name in query)
+        COMPILED.update(name for name in NOTED if name in query)
         assert strict(answer) == strict(await plainly(api.context, query, variables))
 
 
@@ -299,6 +296,18 @@ def test_a_good_part_of_the_generated_documents_was_compiled() -> None:
         'toDt: "2026-03-01T00:09:00Z") { start open high low close samples complete } __schema { __typename } }',
         '{ coverage(ticker: "btc_usd", fromDt: "2026-03-01T00:00:00Z", toDt: "2026-03-01T01:00:00Z") '
         "{ expected present ratio gaps(limit: 9) { fromDt toDt missing reason detail } complete } }",
+        '{ statistics(ticker: "btc_usd", fromDt: "2026-03-01T00:00:00Z", toDt: "2026-03-01T01:00:00Z") '
+        "{ open { price } "
+        "close { ...F } high { price } low { timestamp } change changePercent twap realizedVolatility samples "
+        "coverage { present a: gaps(limit: 2) { fromDt detail } gaps { toDt reason } } } } "
+        "fragment F on Price { price source }",
+        'query ($at: [DateTime!]! = ["2026-03-01T00:03:00Z", "2026-03-01T00:59:59.999999Z", "2026-02-01T00:00:00Z"]) '
+        '{ pricesAt(ticker: "btc_usd", at: $at) { at ageSeconds price { price observedAt } '
+        "gap { fromDt toDt missing reason detail } } }",
+        '{ pricesAt(ticker: "btc_usd", at: ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"]) '
+        "{ at gap { toDt } } }",
+        '{ pricesAt(ticker: "btc_usd", at: [], toleranceSeconds: 5) { at } b: pricesAt(ticker: "eth_usd", '
+        'at: "2026-03-01T00:02:00Z") { at price { price } } }',
         '{ latestPrice(ticker: "eth_usd") { ...{ a: price } ...F } } fragment F on Price { __typename b: price }',
         "{ __typename latestPrices { ticker price observedAt testnet source timestamp __typename } }",
         'query ($n: Int! = 3) { priceHistory(ticker: "btc_usd", limit: $n) { price } priceHistory(ticker: "btc_usd", '
@@ -324,6 +333,8 @@ async def test_ordinary_documents_are_compiled(api: Api, query: str) -> None:
         "mutation { fetchPrices { id } }",
         '{ priceHistory(ticker: "btc_usd", limit: 0) { price } }',
         '{ latestPrice(ticker: "no_such") { price } }',
+        '{ pricesAt(ticker: "btc_usd", at: ["yesterday"]) { at } }',
+        '{ pricesAt(ticker: "btc_usd", at: [], toleranceSeconds: -1) { at } }',
         "{ latestPrice { price } }",
         "{ nonsense",
         "query A { __typename } query B { latestPrices { price } }",

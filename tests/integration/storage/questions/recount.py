@@ -42,7 +42,8 @@ def statistics(prices: Sequence[Price], from_dt: datetime, to_dt: datetime, now:
     with localcontext() as context:
         context.prec = 80
         weighted = sum(
-            p.price * ((e - p.timestamp) // timedelta(microseconds=1)) for p, e in zip(inside, ends, strict=True)
+            (p.price * ((e - p.timestamp) // timedelta(microseconds=1)) for p, e in zip(inside, ends, strict=True)),
+            Decimal(0),
         )
         length = (end - first.timestamp) // timedelta(microseconds=1)
         twap = weighted / length if length else last.price

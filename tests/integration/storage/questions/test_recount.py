@@ -1,6 +1,7 @@
 """`pricesAt` and `statistics`, held against a recount in plain Python of the rows that are stored."""
 
 import random
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -31,9 +32,9 @@ async def select_statistics(pool: Pool, from_dt: datetime, to_dt: datetime, now:
     counted = await select_coverage(pool, "btc_usd", from_dt, to_dt, now)
     assert (row["coverage_expected"], row["coverage_present"]) == (counted.expected, counted.present)
     assert (row["is_refused"], row["is_running"]) == (False, to_dt > now)
-    prices = [nested(row, name) for name in ("open", "close", "high", "low")]
-    names = ("change", "change_percent", "twap", "realized_volatility", "samples")
-    return recount.Statistics(*prices, *(row[name] for name in names))
+    values: dict[str, Any] = {name: nested(row, name) for name in ("open", "close", "high", "low")}
+    values |= {field.name: row[field.name] for field in fields(recount.Statistics) if field.name not in values}
+    return recount.Statistics(**values)
 
 
 async def check_statistics(pool: Pool, from_dt: datetime, to_dt: datetime, now: datetime) -> recount.Statistics:
