@@ -45,8 +45,9 @@ _CODECS: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
     bool: ("boolean", bool, bool),
 }
 _TYPES: dict[str, Any] = {field.name: field.type for field in fields(Price)}
-_NAMES = ", ".join(_TYPES)
-_SOURCE = list(_TYPES).index("source")
+FIELDS = tuple(_TYPES)
+_NAMES = ", ".join(FIELDS)
+_SOURCE = FIELDS.index("source")
 
 COLUMNS = ", ".join("source::text as source" if name == "source" else name for name in _TYPES)
 
