@@ -19,7 +19,6 @@ from server.standbys import StandbyPool
 from shared.errors import QueueUnavailable, StorageUnavailable
 from shared.migrate import read_migrations, select_version
 from shared.queue.client import within_deadline
-from shared.queue.deployment import ForeignRedis, check_claim, select_deployment
 from shared.queue.worker_registry import (
     describe_clock_offset,
     describe_unknown_index,
@@ -127,12 +126,6 @@ async def _queue(context: Context) -> tuple[Dependency, Dependency]:
 
 async def _worker_faults(context: Context) -> list[str]:
     redis = context.redis
-    try:
-        await check_claim(redis, await select_deployment(context.pool))
-    except ForeignRedis as error:
-        return [str(error)]
-    except StorageUnavailable:
-        pass  # said under postgres
     workers = await select_live_workers(redis)
     if not workers:
         return ["no worker has reported lately"]
