@@ -259,7 +259,8 @@ def persisted(text: str, **changed: object) -> dict[str, Any]:
 @pytest.mark.parametrize("document", [COMPILED, LEFT])
 async def test_persisted_queries_over_every_transport(settings: Settings, pool: Pool, way: str, document: str) -> None:
     query = document % way
-    answer = {"data": {"latestPrices": []} if document is COMPILED else {"__typename": "Query"}}
+    data: dict[str, Any] = {"latestPrices": []} if document is COMPILED else {"__typename": "Query"}
+    answer = {"data": data}
     unknown = {"errors": [{"message": "PersistedQueryNotFound", "extensions": {"code": "PERSISTED_QUERY_NOT_FOUND"}}]}
     refused = 200 if way == "socket" or "event-stream" in way else 400
 
