@@ -38,7 +38,7 @@ CONCURRENCY = MAX_CONNECTIONS - 2
 _SMALLEST_EXPONENT, _LARGEST_EXPONENT = -18, 18
 _MAX_DIGITS = 60
 
-_MAX_CHART_BYTES = 8 * 1024 * 1024
+_MAX_LIST_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ async def get_index_chart(http: httpx.AsyncClient, ticker: str, chart_range: str
     """The chart, oldest point first, without the newest one, which still changes. Raises `DeribitError`."""
     with span("get_index_chart_data", "client", server__address=http.base_url.host):
         envelope = await call(
-            http, "public/get_index_chart_data", {"index_name": ticker, "range": chart_range}, _MAX_CHART_BYTES
+            http, "public/get_index_chart_data", {"index_name": ticker, "range": chart_range}, _MAX_LIST_BYTES
         )
     testnet = _is_testnet(http, envelope)
     result = envelope["result"]
@@ -126,7 +126,7 @@ async def get_index_chart(http: httpx.AsyncClient, ticker: str, chart_range: str
 
 async def get_index_names(http: httpx.AsyncClient) -> list[str]:
     """Every index of the exchange. The documentation has objects, recorded replies strings. Raises `DeribitError`."""
-    result = (await call(http, "public/get_index_price_names", {}))["result"]
+    result = (await call(http, "public/get_index_price_names", {}, _MAX_LIST_BYTES))["result"]
     entries = result if isinstance(result, list) else []
     names = [entry.get("name") if isinstance(entry, dict) else entry for entry in entries]
     return [name for name in names if isinstance(name, str)]
