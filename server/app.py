@@ -16,6 +16,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from server.compiled.middleware import CompiledExecution
 from server.feeds.background import Feeds, open_feeds
 from server.http.endpoint import GraphQLView
+from server.http.export import Exports
 from server.http.headers import ResponseHeaders
 from server.http.health import livez, readyz
 from server.http.pages import GraphiQLInBrowsers, Pages
@@ -64,6 +65,7 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
     pages = Pages()
     counted = Metrics(all_labels(schema._schema))
     streams = Streams(schema, counted)
+    exports = Exports(counted)
     closing = asyncio.Event()
 
     @asynccontextmanager
@@ -96,7 +98,7 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
         allow_origins=settings.cors_origins,
         allow_methods=["GET", "POST"],
         allow_headers=["Authorization", "Content-Type", "Accept", "X-Request-ID"],
-        expose_headers=["ETag", "Retry-After", "X-Request-ID"],
+        expose_headers=["Content-Disposition", "ETag", "Retry-After", "X-Request-ID"],
         max_age=PREFLIGHT_SECONDS,
     )
     app = API(
@@ -108,6 +110,8 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
             Route("/readyz", readyz),
             Route("/metrics", metrics),
             Route("/schema.graphql", sdl),
+            Route("/export/prices.csv", exports, methods=["GET"]),
+            Route("/export/candles.csv", exports, methods=["GET"]),
             Route("/", pages.dashboard),
             Route("/assets/{name}", pages.asset),
         ],

@@ -23,7 +23,7 @@ from server.metrics import REFUSED, Metrics, code_of, operation_label
 from server.protection.auth import client_of, is_authenticated
 from server.reads.context import Context
 from server.schema.documents import GraphQLRequest, load_document
-from server.schema.errors import is_request_error
+from server.schema.errors import is_request_error, public_error
 from server.schema.root import Schema
 from server.subscriptions.event_stream import event_stream
 from shared.errors import BadUserInput, RateLimited, ServiceError, Unauthenticated
@@ -81,13 +81,13 @@ class GraphQLView:
         except Refused as refused:
             self._metrics.answered(REFUSED, BadUserInput.code, began)
             headers = {"Allow": refused.allow} if refused.allow else {}
-            return _refusal(BadUserInput(str(refused)), refused.status, media_type, headers)
+            return refusal(BadUserInput(str(refused)), refused.status, media_type, headers)
         except Unauthenticated as error:
             self._metrics.answered(REFUSED, error.code, began)
-            return _refusal(error, 401, media_type, {"WWW-Authenticate": "Bearer"})
+            return refusal(error, 401, media_type, {"WWW-Authenticate": "Bearer"})
         except RateLimited as error:  # by admission control: the limit of fetches is an error of its field
             self._metrics.ended(REFUSED, error.code)  # without a duration, which would make the others look fast
-            return _refusal(error, 503, media_type, {"Retry-After": str(error.retry_after)})
+            return refusal(error, 503, media_type, {"Retry-After": str(error.retry_after)})
 
     async def _execute(self, context: Context, asked: GraphQLRequest, method: str, media_type: bytes) -> Response:
         began = perf_counter()
@@ -148,13 +148,13 @@ def _json_response(answer: object, status: int, media_type: bytes | None) -> Res
     return response
 
 
-def _refusal(error: ServiceError, status: int, media_type: bytes | None, headers: dict[str, str]) -> Response:
-    response = _json_response({"errors": [_as_graphql(error).formatted]}, status, media_type)
+def refusal(error: Exception, status: int, media_type: bytes | None, headers: dict[str, str]) -> Response:
+    response = _json_response({"errors": [public_error(_as_graphql(error)).formatted]}, status, media_type)
     response.headers.update(headers)
     return response
 
 
-def _as_graphql(error: ServiceError) -> GraphQLError:
+def _as_graphql(error: Exception) -> GraphQLError:
     return GraphQLError(str(error), original_error=error)
 
 
