@@ -7,7 +7,7 @@ the chart has no point for stays missing, and is not requested again.
 import asyncio
 import logging
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from structlog.contextvars import bind_contextvars
@@ -79,7 +79,7 @@ async def heal_gaps(ctx: dict[str, Any]) -> None:
 
 
 async def _heal(worker: Worker, ticker: str, first_fill: FirstFill | None, kept_from: datetime) -> None:
-    now = datetime.now(UTC)
+    now = worker.clock.now()
     # PostgreSQL does not store dropped prices again, even if the look-back is longer now.
     oldest = max(now - timedelta(hours=worker.settings.heal_lookback_hours), kept_from)
     if first_fill is not None:
@@ -95,7 +95,7 @@ async def _heal(worker: Worker, ticker: str, first_fill: FirstFill | None, kept_
 async def _fill_past(worker: Worker, ticker: str, oldest: datetime, first: datetime, interval: timedelta) -> None:
     """Start a new ticker with the chart's past, so that there is something to show."""
     past = MissingRun(slot_of(oldest, interval) + interval, first, interval)
-    filled, unanswered = await _fill(worker, ticker, [past], datetime.now(UTC))
+    filled, unanswered = await _fill(worker, ticker, [past], worker.clock.now())
     # Only a past without holes counts as part of the schedule. A sparse past is shown, but not expected to be whole.
     last_hole = max((run.end for run in unanswered), default=past.first)
     whole = [slot for slot in filled if slot >= last_hole]

@@ -1,6 +1,7 @@
 """The answer that PostgreSQL writes is the one that Strawberry gives."""
 
 import json
+import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -16,14 +17,17 @@ from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 from strawberry.http import process_result
 
-from server.compiled.middleware import CompiledExecution
+from server.compiled.execution import Compiled
+from server.compiled.middleware import CompiledQueries
 from server.http.endpoint import MAX_BODY_BYTES
+from server.metrics import Metrics
 from server.protection.admission import Admission
 from server.reads.context import Context
 from server.schema.persisted_queries import PersistedQueries
 from server.schema.root import schema
 from shared.config.settings import Settings
 from shared.local.servers import free_port
+from shared.queue.client import open_redis
 from shared.storage.database import create_pool, fetch
 from shared.storage.missed_slots import GapReason, MissedSlot, insert_missed_slots
 from shared.storage.prices import Price, PriceSource, insert_prices
@@ -60,15 +64,17 @@ FETCHED_ROWS = 12
 
 @dataclass
 class Api:
-    """The planned path, and whether it passed a request on."""
+    """The compiled path, and whether it passed a request on."""
 
     context: Context
     is_passed_on: bool = False
     http: httpx.AsyncClient = field(init=False)
-    planned: CompiledExecution = field(init=False)
+    compiled: Compiled = field(init=False)
 
     def __post_init__(self) -> None:
-        self.planned = CompiledExecution(self.pass_on, schema, PersistedQueries())
+        metrics = Metrics()
+        self.compiled = Compiled(schema, metrics)
+        compiled_queries = CompiledQueries(self.pass_on, self.compiled, PersistedQueries(), metrics)
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             context = self.context
@@ -78,7 +84,7 @@ class Api:
                 "settings": context.settings,
                 "admission": Admission(context.pool),
             }
-            await self.planned(scope, receive, send)
+            await compiled_queries(scope, receive, send)
 
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api.test")
 
@@ -355,15 +361,44 @@ async def test_more_rows_than_a_request_may_ask_for_are_passed_on(api: Api) -> N
     assert await api.post(f"{{ {fields} }}") is None
 
 
-async def test_storage_away_is_answered_as_strawberry_would(redis: Any, settings: Settings) -> None:
+@pytest.mark.parametrize(
+    "query",
+    [
+        '{ __typename a: latestPrice(ticker: "btc_usd") { price } latestPrices { price } }',
+        '{ fetchJob(id: "x") { id } a: latestPrice(ticker: "btc_usd") { price } __type(name: "Gap") { name } }',
+    ],
+)
+async def test_an_outage_of_the_storage_is_answered_as_strawberry_would(
+    redis: Any, settings: Settings, query: str
+) -> None:
     nowhere = settings.model_copy(update={"database_url": f"postgresql://u:p@127.0.0.1:{free_port()}/d"})
     async with create_pool(nowhere, name="tests") as pool:
         api = Api(Context(pool, redis, settings))
-        query = '{ __typename a: latestPrice(ticker: "btc_usd") { price } latestPrices { price } }'
         async with api.http:
             answer = await api.post(query)
         assert answer is not None
         assert json.loads(answer) == json.loads(await plainly(api.context, query))
+
+
+async def test_an_outage_of_both_servers_is_answered_in_time(settings: Settings) -> None:
+    """Their sockets take connections and never answer."""
+    query = f'{{ fetchJob(id: "{"0" * 32}") {{ id }} a: latestPrice(ticker: "btc_usd") {{ price }} }}'
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        urls = {"database_url": f"postgresql://u:p@127.0.0.1:{port}/d", "redis_url": f"redis://127.0.0.1:{port}"}
+        silenced = settings.model_copy(update=urls)
+        async with create_pool(silenced, name="tests") as pool, open_redis(silenced, retries=0) as redis:
+            api = Api(Context(pool, redis, silenced))
+            started = time.monotonic()
+            async with api.http:
+                answer = json.loads(await api.post(query) or "null")
+            assert time.monotonic() - started < 4  # one after the other they would take longer on any machine
+    assert answer["data"] == {"fetchJob": None, "a": None}
+    found = {error["path"][0]: error["extensions"]["code"] for error in answer["errors"]}
+    assert found == {"a": "STORAGE_UNAVAILABLE", "fetchJob": "QUEUE_UNAVAILABLE"}
+    assert [error["locations"] for error in answer["errors"] if error["path"] == ["fetchJob"]] == [
+        [{"line": 1, "column": 3}]
+    ]
 
 
 async def test_a_fault_of_ours_is_passed_on_to_be_masked(api: Api) -> None:
@@ -375,7 +410,7 @@ async def test_a_fault_of_ours_is_passed_on_to_be_masked(api: Api) -> None:
 
 
 async def test_what_is_too_long_for_a_document_is_not_remembered(api: Api) -> None:
-    compiler = api.planned._compiler
+    compiler = api.compiled.compiler
     before = len(compiler.plans)
     for number in range(3):
         assert await api.post("{ latestPrices { price } }" + " " * (20_001 + number)) is None

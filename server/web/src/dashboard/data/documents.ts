@@ -148,5 +148,5 @@ export const PRICE_UPDATES = `subscription PriceUpdates($tickers: [String!], $si
 
 /** The address that opens this document in GraphiQL, ready to run. */
 export function inGraphiQL(query: string, variables: object = {}): string {
-  return `/graphql?${new URLSearchParams({ query, variables: JSON.stringify(variables, null, 2) })}`;
+  return `graphql?${new URLSearchParams({ query, variables: JSON.stringify(variables, null, 2) })}`;
 }

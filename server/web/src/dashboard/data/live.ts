@@ -41,7 +41,7 @@ export class Live {
 
   constructor(private readonly listener: Listener) {
     this.client = createClient({
-      url: new URL("/graphql", location.href).href.replace(/^http/, "ws"),
+      url: new URL("graphql", location.href).href.replace(/^http/, "ws"),
       keepAlive: PING_EVERY,
       connectionAckWaitTimeout: ACK_WITHIN,
       connectionParams: () => (this.sent = authorization()),
