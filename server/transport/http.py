@@ -110,6 +110,11 @@ class HttpProtocol(IgnoringUpgrades):
         elif self._length > MAX_REQUEST_BYTES:
             self.refuse(413)
 
+    def resume_writing(self) -> None:
+        """The client has read nearly all of what was written: an export may keep it busy for longer than a minute."""
+        super().resume_writing()
+        self._unread_since = None
+
     def is_too_slow(self, now: float) -> bool:
         """Call it about once a second. `now`: the loop's time."""
         if not self.transport.get_write_buffer_size():

@@ -130,6 +130,10 @@ class Pool:
             if connection is not None:
                 return connection
 
+    async def connect(self) -> Connection:
+        """One more connection, for a long statement. The caller closes it."""
+        return await self._connect()
+
     def give_back(self, connection: Connection) -> None:
         del self._lent[connection]
         if connection.is_closed() or not self.size or (self._outdated and connection in self._outdated):
