@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from shared.storage.database import Statement
+from shared.storage.schedules import SCHEDULE
 
 
 class CandleInterval(StrEnum):
@@ -29,14 +30,10 @@ LENGTHS = {
 _CANDLES = """
     with schedule as (
         select
-            interval_seconds,
-            make_interval(secs => interval_seconds) as step,
-            since,
-            lead(since, 1, 'infinity') over (order by since) as until,
+            *,
             -- A bit for each second of a row that is a slot: a step divides the row's width, or is a multiple of it.
             rpad('', {width}, rpad('1', interval_seconds, '0'))::bit({width}) as slots
-        from schedules
-        where ticker = $1
+        from ({schedule}) as grid
     ), part as (
         -- As many rows as fit into `limit` candles are enough.
         select date_bin($2, start, 'epoch') as bucket, start, open, high, low, close, samples, seconds
@@ -102,8 +99,8 @@ _CANDLES = """
     order by bucket
 """
 
-_FROM_MINUTES = _CANDLES.format(table="candle_minutes", width=60)
-_FROM_HOURS = _CANDLES.format(table="candle_hours", width=3600)
+_FROM_MINUTES = _CANDLES.format(table="candle_minutes", width=60, schedule=SCHEDULE)
+_FROM_HOURS = _CANDLES.format(table="candle_hours", width=3600, schedule=SCHEDULE)
 
 
 def candles(
