@@ -1,6 +1,7 @@
 """What every job of a worker needs, opened once per process."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ class Worker:
     requests: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENCY))
     requested_share: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(REQUESTED_SHARE))
     clock: Clock = field(default_factory=Clock)
+    started: float = field(default_factory=time.monotonic)
     has_schedule: bool = False
     unknown_indices: dict[str, list[str]] = field(default_factory=dict)
     "Tickers that the exchange does not have, each with the names nearest to it; see exchange/index_check.py."

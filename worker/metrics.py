@@ -99,6 +99,9 @@ class Metrics(Collector):
             "Missed slots that the exchange's chart has nothing for: they stay missing.",
             ["ticker"],
         )
+        self.dropped = counter(
+            "prices_dropped", "Prices deleted because they are older than RETENTION_DAYS.", ["ticker"]
+        )
         self.deferred = counter("prices_deferred", "Prices put aside in Redis, for PostgreSQL did not take them.")
         self._start_at_zero(tickers)
 
@@ -110,7 +113,7 @@ class Metrics(Collector):
             self._calls.labels(method, OK)
             self._call_seconds.labels(method)
         for ticker in tickers:
-            for by_ticker in (*self._stored.values(), self.unanswered):
+            for by_ticker in (*self._stored.values(), self.unanswered, self.dropped):
                 by_ticker.labels(ticker)
             for reason in REASONS:
                 self._missed.labels(ticker, reason)
