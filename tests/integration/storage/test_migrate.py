@@ -163,7 +163,7 @@ async def test_the_command_says_what_it_applied(dsn: str, empty_pool: Pool) -> N
 async def test_the_command_names_a_setting_it_cannot_use(url: str) -> None:
     code, out, err = await run_migrate(url.format("hidden"))
     assert (code, out) == (2, "")
-    assert f"DATABASE_URL={url.format('***')} is refused; accepted: postgresql://" in err
+    assert f"DATABASE_URL={url.format('***')} is refused" in err
     assert "hidden" not in err
 
 

@@ -164,6 +164,8 @@ async def check_beside_the_past(
     prices = await select_all_prices(pool)
     found = await read_candles(pool)
     for (ticker, interval), then in candles.items():
+        if interval is CandleInterval.ONE_WEEK:  # the edge is a midnight, which may be in the middle of a week
+            continue
         edge = kept_from.get(ticker, FROM)
         recent = recount((p for p in prices if p.timestamp >= edge), schedules, ticker, interval, TO)
         assert found[ticker, interval] == [candle for candle in then if candle.start < edge] + recent
