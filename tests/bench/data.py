@@ -52,7 +52,7 @@ async def fill(
     await migrate(dsn)
     connection = await asyncpg.connect(dsn)
     try:
-        if not has_candles:  # the triggers keep what the questions do not ask for, and take their time for it
+        if not has_candles:  # the triggers take their time
             await connection.execute("alter table prices disable trigger user")
         for first in range(1, rows_per_ticker + 1, _PIECE):
             last = min(first + _PIECE - 1, rows_per_ticker)
