@@ -222,7 +222,7 @@ def roots(draw: st.DrawFn, variables: dict[str, tuple[str, Any]]) -> str:
     def field(name: str, values: dict[str, tuple[str, Any]], kind: str) -> str:
         return f"{name}{draw(arguments(variables, values))}{draw(directives)} {draw(selections(kind))}"
 
-    match draw(st.sampled_from([*range(7), 10, 11] * 2 + [5, 7, 8, 8, 9, 9])):
+    match draw(st.sampled_from([*range(7), 10, 11] * 3 + [7, 8, 9, 9])):
         case 0:
             ages = {"maxAgeSeconds": ("Int", st.sampled_from([10**9, 10**9, 5, -1]))}
             return field("latestPrice", ticker | (ages if draw(st.booleans()) else {}), "Price")
