@@ -92,8 +92,8 @@ def connection_options(settings: Settings, name: str, statement_seconds: float) 
     if settings.database_pooler:
         return {"statement_cache_size": 0, "server_settings": session}
     return {
-        # `coverage` with `gaps` has 8,000 characters. Bounded, because a cached plan takes 30 KiB for each field on each
-        # connection, and clients choose the fields.
+        # `coverage` with `gaps` has 8,000 characters. Bounded, because a cached plan takes 30 KiB for each field on
+        # each connection, and clients choose the fields.
         "statement_cache_size": 60,
         "max_cacheable_statement_size": 12_288,
         "server_settings": {

@@ -33,7 +33,7 @@ FIELDS = Path(__file__).parent / "FIELDS.md"
 HEAD = """# What each query field costs the API
 
 CPU time of the API's process for each request, by the operating system's accounting, as a multiple of POST
-`latestPrice` (new: {base:.0f} µs). "New" means that no two requests of a row are alike; "again" means that they all are,
+`latestPrice` (new: {base:.0f} µs). "New" means that no two requests of a row are alike; "again" means that all are,
 while nothing is stored. `python -m tests.bench.fields` on {date:%Y-%m-%d}, commit {commit}, {cpu}.
 
 | field | new | again |
