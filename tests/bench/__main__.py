@@ -48,13 +48,13 @@ class Scale:
     at_most_seconds: int
 
 
-QUICK = Scale("a quick run", 3, 0.4, 0.3, 60, 100_000, 12, 20, 10, False, 240)
+QUICK = Scale("a quick run", 3, 0.3, 0.2, 60, 100_000, 12, 20, 10, False, 300)
 FULL = Scale(report.FULL_RUN, 7, 1.5, 1.5, 1000, 1_000_000, 900, 60, 60, True, 3600)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
-    parser.add_argument("--quick", action="store_true", help="under three minutes, with rougher figures")
+    parser.add_argument("--quick", action="store_true", help="some three minutes, with rougher figures")
     scale = QUICK if parser.parse_args().quick else FULL
     for number in (signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, _stop)
@@ -206,7 +206,7 @@ def measure_growth(folder: Path, cores: Cores) -> list[list[str]]:
 
 
 async def _prepare(dsn: str) -> None:
-    await fill(dsn, has_candles=True)
+    await fill(dsn, rows_with_candles=7 * 1440)
     connection = await asyncpg.connect(dsn)
     try:
         await connection.execute(

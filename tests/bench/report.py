@@ -47,6 +47,7 @@ PostgreSQL used in all rounds, divided by the answered requests: it depends less
 - PostGraphile's fields are SQL functions, Mercurius has named prepared statements, both run in production mode. What
   Mercurius answers ends at milliseconds, because node-postgres reads timestamps as JavaScript dates.
 - The brief's stack and the two limits answer the four fields in one request made for that.
+- What each query field costs the API is in [FIELDS.md](FIELDS.md).
 - A hundred million rows, in one table and in partitions, are in [ROWS.md](ROWS.md).
 """
 
