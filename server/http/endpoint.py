@@ -21,6 +21,7 @@ from strawberry.types.graphql import OperationType
 from server.http.negotiation import EVENT_STREAM, GRAPHQL_RESPONSE, JSON, header_of, is_json, response_type
 from server.metrics import REFUSED, Metrics, code_of, operation_label
 from server.protection.auth import client_of, is_authenticated
+from server.protection.document_queue import IS_QUEUED
 from server.reads.context import Context
 from server.schema.documents import GraphQLRequest, load_document
 from server.schema.errors import as_graphql, is_request_error, public_error
@@ -74,7 +75,8 @@ class GraphQLView:
             context = _context(request)
             context.require_token_for_reads()
             asked = self._persisted.read(await _read_body(request) if request.method == "POST" else _read_url(request))
-            await request.state.admission.queue_document(len(asked.query))
+            if IS_QUEUED not in request.scope:
+                await request.state.admission.queue_document(len(asked.query))
             if media_type is EVENT_STREAM:
                 return self._stream(request, context, asked)
             with request.state.admission.work():
@@ -124,7 +126,7 @@ class GraphQLView:
         if request.method != "POST" and _is_mutation(asked):
             raise _mutation_by_get()
         state = request.state
-        return event_stream(state.streams.answers(context, asked, state.admission), state.closing)
+        return event_stream(state.streams.answers(context, asked, state.admission, is_queued=True), state.closing)
 
 
 def _mutation_by_get() -> Refused:

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import asyncpg
+import strawberry
 from strawberry.types.base import StrawberryList, StrawberryOptional, get_object_definition
 from strawberry.types.enum import StrawberryEnumDefinition
 from strawberry.utils.str_converters import to_camel_case
@@ -50,6 +51,7 @@ class Quoting(Enum):
 
 _WRITERS: Mapping[object, tuple[str, Quoting]] = {
     str: ("{0}", Quoting.QUOTED),
+    strawberry.ID: ("{0}", Quoting.QUOTED),
     Decimal: ("{0}::text", Quoting.QUOTED),
     datetime: (_INSTANT, Quoting.QUOTED),
     int: ("{0}::text", Quoting.BARE),

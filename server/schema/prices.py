@@ -43,6 +43,12 @@ class Price:
     )
     source: PriceSource = strawberry.field(description="How the price came to be stored.")
     testnet: bool = strawberry.field(description="Whether the exchange called itself a test network.")
+    cursor: strawberry.ID = strawberry.field(
+        description=(
+            "Opaque: the price's place in the order of storing, wherever the price is read (`FetchJob.prices` too). "
+            "Pass it as `after` to `priceUpdates` to go on exactly behind it."
+        )
+    )
 
 
 Ticker = Annotated[str, strawberry.argument(description="An index name, in any case.")]

@@ -131,6 +131,8 @@ class HttpProtocol(IgnoringUpgrades):
     def _awaits(self) -> tuple[object, float]:
         """What the client has yet to send, or `None`, and for how many seconds the server waits for it."""
         cycle = self.cycle
+        if self.transport.is_closing():  # it has only to read the rest of the answer
+            return None, 0.0
         if cycle is None or cycle.response_complete:
             # While uvicorn's keep-alive timer runs, the connection is idle, and uvicorn closes it.
             return (self.scope or self, HEADERS_SECONDS) if self.timeout_keep_alive_task is None else (None, 0.0)

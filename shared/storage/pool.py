@@ -44,6 +44,8 @@ _REFUSED_AT_CONNECTING = (
     asyncpg.ClientConfigurationError,  # a certificate of the URL was removed
 )
 "Errors that a statement may raise too, for other reasons."
+# The last two: PostgreSQL closed the connection before the statement, or between two of its messages.
+_SETTLE_ERRORS = (OSError, asyncpg.InterfaceError, asyncpg.PostgresError, asyncpg.InternalClientError, AttributeError)
 
 
 class Pool:
@@ -167,7 +169,7 @@ class Pool:
     async def _settle(self, connection: Connection) -> None:
         try:
             await connection.fetch("select")  # asyncpg waits for the confirmation first
-        except (OSError, asyncpg.InterfaceError, asyncpg.PostgresError):
+        except _SETTLE_ERRORS:
             connection.terminate()
         finally:
             self.give_back(connection)

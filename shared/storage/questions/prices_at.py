@@ -7,7 +7,7 @@ from datetime import datetime
 from shared.grid import EPOCH
 from shared.storage.coverage import gaps
 from shared.storage.database import Statement
-from shared.storage.prices import COLUMNS, FIELDS, STALE_INTERVALS
+from shared.storage.prices import FIELDS, STALE_INTERVALS, WITH_CURSOR
 from shared.storage.schedules import NEXT_SLOT_END
 
 GAP_FIELDS = ("from_dt", "to_dt", "missing", "reason", "detail")
@@ -50,7 +50,7 @@ _PRICES_AT = f"""
             {", ".join(f"price.{name} as price_{name}" for name in FIELDS)}
         from asked
         left join lateral (
-            select {COLUMNS}
+            select {WITH_CURSOR}
             from prices
             where ticker = $1
               and timestamp <= at

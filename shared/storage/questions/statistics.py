@@ -9,7 +9,7 @@ from shared.errors import QueryTooComplex
 from shared.grid import EPOCH
 from shared.storage.coverage import Coverage, coverage
 from shared.storage.database import Statement
-from shared.storage.prices import COLUMNS, FIELDS
+from shared.storage.prices import COLUMNS, FIELDS, WITH_CURSOR
 from shared.storage.schedules import NEXT_SLOT_END
 
 MAX_PRICES = 200_000
@@ -23,7 +23,7 @@ def _price(name: str, order: str) -> str:
     """A common table expression of one row at most."""
     return f"""
         {name}_price as materialized (
-            select {COLUMNS}
+            select {WITH_CURSOR}
             from kept
             order by {order}
             limit 1

@@ -35,7 +35,7 @@ from shared.storage.schedules import insert_schedules
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
-FIELDS = ["ticker", "price", "timestamp", "observedAt", "source", "testnet", "__typename"]
+FIELDS = ["ticker", "price", "timestamp", "observedAt", "source", "testnet", "cursor", "__typename"]
 CANDLE_FIELDS = ["ticker", "start", "open", "high", "low", "close", "samples", "complete", "__typename"]
 COVERAGE_FIELDS = ["expected", "present", "dropped", "ratio", "complete", "__typename"]
 GAP_FIELDS = ["fromDt", "toDt", "missing", "reason", "detail", "__typename"]

@@ -29,6 +29,7 @@ type Price {
   observedAt: DateTime!
   source: PriceSource!
   testnet: Boolean!
+  cursor: ID!
 }
 type Candle {
   ticker: String!
@@ -98,7 +99,7 @@ type Mutation {
   fetchPrices(tickers: [String!]): FetchJob!
 }
 type Subscription {
-  priceUpdates(tickers: [String!], since: DateTime): Price!
+  priceUpdates(tickers: [String!], since: DateTime, after: ID): Price!
   fetchProgress(id: ID!): FetchJob!
 }
 """
