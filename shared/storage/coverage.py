@@ -64,6 +64,9 @@ SEGMENTS = f"""
     )
 """
 
+HOURS = f"{SEGMENTS} select hours from size"
+"How many hours of the schedule are in the period."
+
 # The seconds of an hour that are inside the segment: mostly all of them.
 BOUNDS = """
     cross join lateral (

@@ -24,9 +24,7 @@ def _gaps_between(lower: str, upper: str) -> str:
 _PRICES_AT = f"""
     with grid as (
         select
-            since,
-            until,
-            step,
+            *,
             -- A bit for each second of a minute that is a slot: a step divides the minute, or is a multiple of it.
             rpad('', 60, rpad('1', interval_seconds, '0'))::bit(60) as slots
         from ({SCHEDULE}) as schedule

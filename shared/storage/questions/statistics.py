@@ -7,7 +7,7 @@ import asyncpg
 
 from shared.errors import QueryTooComplex
 from shared.grid import EPOCH
-from shared.storage.coverage import Coverage, coverage, too_long
+from shared.storage.coverage import HOURS, MAX_HOURS, Coverage, coverage, too_long
 from shared.storage.database import Statement
 from shared.storage.prices import COLUMNS, FIELDS, WITH_CURSOR
 from shared.storage.schedules import NEXT_SLOT_END
@@ -119,10 +119,11 @@ _STATISTICS = f"""
         {_columns(COVERAGE_FIELDS, "coverage", "covered")},
         $3 > now as is_running,
         case when $3 > now then least($3, ({NEXT_SLOT_END})) end as expires_at,
-        exists (select from beyond) or coalesce((select is_refused from covered), false) as is_refused,
-        (select hours from covered) as hours,
-        (select timestamp from beyond) as readable_until
+        exists (select from beyond) or hours > {MAX_HOURS} as is_refused,
+        (select timestamp from beyond) as readable_until,
+        hours
     from period
+    cross join ({HOURS}) as size
     -- Keeps the planner from writing a column's subquery anew wherever the answer uses it.
     offset 0
 """
