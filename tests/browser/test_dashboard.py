@@ -112,7 +112,7 @@ async def test_the_change_is_that_of_the_stored_prices(stack: Stack, dashboard: 
     nearby = await stored(stack, "btc_usd", hour_ago - timedelta(minutes=5), hour_ago + timedelta(seconds=30))
     assert plain(before) in {price for _, price, _ in nearby}
     change = Decimal(latest) - before
-    sign = "+" if change > 0 else "\u2212"
+    sign = "+" if change > 0 else "\u2212" if change < 0 else "±"
     assert difference == f"{sign}{abs(change):,f}"
     hundredths = (abs(change) / before * 100).quantize(Decimal("0.01"), ROUND_HALF_UP)
     assert percent == f"{sign}{hundredths} %"
