@@ -4,6 +4,7 @@ The body decides before the status, because an RPC error comes with HTTP 400 or 
 the shapes and codes: Deribit's API 2.1.1 and recorded replies.
 """
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
@@ -39,6 +40,9 @@ _SMALLEST_EXPONENT, _LARGEST_EXPONENT = -18, 18
 _MAX_DIGITS = 60
 
 _MAX_LIST_BYTES = 8 * 1024 * 1024
+
+_POINTS_AT_ONCE = 1000
+"About 3 ms of the event loop."
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,9 @@ async def get_index_chart(http: httpx.AsyncClient, ticker: str, chart_range: str
     if not isinstance(result, list):
         raise DeribitError("BAD_REPLY", "chart is not a list", retry=Retry.BACKOFF)
     points = []
-    for entry in result:
+    for number, entry in enumerate(result):
+        if number % _POINTS_AT_ONCE == _POINTS_AT_ONCE - 1:
+            await asyncio.sleep(0)
         # One bad point must not make the others useless.
         with contextlib.suppress(DeribitError):
             points.append(_point(entry, testnet))

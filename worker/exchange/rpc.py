@@ -20,6 +20,10 @@ ATTEMPT_SECONDS = 5.0
 
 _MAX_BODY_BYTES = 64 * 1024
 
+MAX_VALUES = 150_000
+"""Of a reply, lists among them: 50,000 points of a chart, which take 12 MB and 40 ms of the event loop. The longest
+chart, every six hours since 2016, has 15,000 points."""
+
 
 async def call(
     http: httpx.AsyncClient, method: str, parameters: Mapping[str, str], max_bytes: int = _MAX_BODY_BYTES
@@ -98,6 +102,8 @@ def _follow(http: httpx.AsyncClient, response: httpx.Response) -> httpx.Request:
 
 
 def _envelope(response: httpx.Response, content: bytes) -> dict[str, Any]:
+    if sum(map(content.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise DeribitError("BAD_REPLY", f"reply has more than {MAX_VALUES} values", retry=Retry.NEVER)
     try:
         # Decimals from the text, because a float loses digits. `_price` refuses NaN and infinity.
         body = json.loads(content, parse_float=Decimal, parse_constant=Decimal)

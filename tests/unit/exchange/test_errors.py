@@ -242,6 +242,27 @@ async def test_an_encoding_that_is_a_bomb_or_was_not_asked_for_is_refused(body: 
     assert peak < 5_000_000
 
 
+@pytest.mark.parametrize(
+    "result", ["[" + "[]," * 150_000 + "[]]", "[" + "{}," * 150_000 + "{}]", "[" + "0," * 150_000 + "0]"]
+)
+async def test_a_reply_of_too_many_values_is_refused_before_it_is_parsed(result: str) -> None:
+    body = reply(result)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DeribitError, match="BAD_REPLY: reply has more than 150000 values"):
+            await ask_chart(body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * len(body) + 2_000_000
+
+
+async def test_the_longest_chart_is_parsed_with_all_its_digits() -> None:
+    prices = [f"{90_000 + number}.{number:07}" for number in range(45_000)]
+    points = ",".join(f"[{number * 1000},{price}]" for number, price in enumerate(prices))
+    assert [str(point.price) for point in await ask_chart(reply(f"[{points}]"))] == prices[:-1]
+
+
 async def test_a_compressed_reply_is_decompressed() -> None:
     assert (
         await ask(answering(gzip.compress(reply().encode()), headers={"Content-Encoding": "gzip"}))
