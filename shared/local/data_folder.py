@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -19,14 +20,22 @@ from shared.local.child import Account, EmbeddedError, spawn, unprivileged_accou
 _PREDECESSOR_TIMEOUT = 20.0
 # Our own environment may hold secrets. The locale is fixed, because log lines are searched for English words.
 _ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
+_AS_ROOT = "as root, set DATA_DIR to a folder that only root can write to"
 _SEVERE = re.compile(r"^.*?(?:FATAL|PANIC|ERROR|error): +|^\d+:\w .*? # ")
 
 
 def lock_data_folder(directory: Path) -> TextIO:
-    """Lock `directory` against a second copy of this program, as long as the returned file is open."""
+    """Lock `directory` against a second copy of this program, as long as the returned file is open.
+
+    Raises `EmbeddedError` if root cannot trust the folder or its parent.
+    """
     with operator_errors(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / "lock").open("a+")
+        _require_trusted(directory.parent)
+        directory.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _require_trusted(directory)
+        directory.mkdir(mode=0o755, exist_ok=True)
+        _require_no_links(directory)
+        lock = os.fdopen(os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644), "a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -57,7 +66,11 @@ def operator_errors(directory: Path) -> Iterator[None]:
 
 
 def own_folder(directory: Path) -> tuple[Path, Account | None]:
-    """The folder, made if missing, open only to the account that its server runs as. Parents stay as they are."""
+    """The folder, made if missing, open only to the account that its server runs as. Parents stay as they are.
+
+    Raises `EmbeddedError` if there are links that root would follow.
+    """
+    _require_no_links(directory)
     directory = directory.resolve()
     account = unprivileged_account(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -65,6 +78,33 @@ def own_folder(directory: Path) -> tuple[Path, Account | None]:
         os.chown(directory, account.uid, account.gid)
     directory.chmod(0o700)
     return directory, account
+
+
+def _require_trusted(folder: Path) -> None:
+    """As root, raise `EmbeddedError` if another account can put files and links into the folder, or has made it a link.
+
+    The account that owns this program is trusted, because root runs its code.
+    """
+    if os.geteuid() != 0:
+        return
+    trusted = {0, Path(__file__).stat().st_uid}
+    for status in [path_status() for path_status in (folder.lstat, folder.stat) if os.path.lexists(folder)]:
+        if status.st_uid not in trusted:
+            raise EmbeddedError(f"{folder.absolute()} belongs to another account (uid {status.st_uid}); {_AS_ROOT}")
+        others = status.st_mode & (stat.S_IWOTH if status.st_gid == 0 else stat.S_IWOTH | stat.S_IWGRP)
+        if not stat.S_ISLNK(status.st_mode) and others and not status.st_mode & stat.S_ISVTX:
+            raise EmbeddedError(f"other accounts can write to {folder.absolute()}; {_AS_ROOT}")
+
+
+def _require_no_links(folder: Path) -> None:
+    """As root, raise `EmbeddedError` if the folder, or something in it, is a link.
+
+    Root would truncate the file that it leads to, or give that folder away.
+    """
+    if os.geteuid() == 0 and folder.exists():
+        for path in (folder, *folder.iterdir()):
+            if path.is_symlink():
+                raise EmbeddedError(f"{path.absolute()} is a link; {_AS_ROOT}")
 
 
 def write_password(file: Path, account: Account | None) -> None:
