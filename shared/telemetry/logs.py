@@ -21,6 +21,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from shared.config.settings import Settings, SettingsError
 from shared.telemetry import traces
+from shared.telemetry.log_limit import LogLimit
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ def configure_logging(settings: Settings, *processors: Processor) -> None:
     """Send every line to standard error. `processors` add what only this process knows."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(create_formatter(settings, *processors, colors=sys.stderr.isatty()))
+    handler.addFilter(LogLimit(handler))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     for name, level in _LEAST_LEVELS.items():
         logging.getLogger(name).setLevel(max(level, logging.root.level))
