@@ -3,6 +3,10 @@
 from datetime import UTC, datetime, timedelta
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+FIRST_INDEX_PRICE = datetime(2016, 8, 27, tzinfo=UTC)
+"Of the exchange's longest chart."
+
+MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 
 
 def slot_of(instant: datetime, interval: timedelta) -> datetime:
@@ -17,3 +21,9 @@ def from_microseconds(microseconds: int) -> datetime:
 
 def to_microseconds(instant: datetime) -> int:
     return (instant - EPOCH) // timedelta(microseconds=1)
+
+
+def count_steps(from_dt: datetime, to_dt: datetime, step: timedelta) -> int:
+    """How many steps the period has, as far as there can be prices in it: to estimate what a statement reads."""
+    start, end = max(from_dt, FIRST_INDEX_PRICE), min(to_dt, datetime.now(UTC))
+    return max(-((start - end) // step), 0)

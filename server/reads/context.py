@@ -20,6 +20,9 @@ MAX_ROWS = 20_000
 MAX_VALUES = 200_000
 "For all rows of one request together."
 
+MAX_ROWS_READ = 400_000
+"By all fields of one request together, as estimated from their arguments: about a second of PostgreSQL's time."
+
 MAX_TICKERS = 1000
 _TOKEN_NEEDED = "This needs the header `Authorization: Bearer <API_TOKEN>`."  # noqa: S105  not a token
 
@@ -36,6 +39,7 @@ class Context:
     "For the limit of fetches."
     rows_asked_for: int = field(default=0, init=False)
     values_asked_for: int = field(default=0, init=False)
+    rows_read: int = field(default=0, init=False)
 
     def ticker(self, name: str) -> str:
         """The index name as it is stored. Raises `UnknownTicker`."""
@@ -64,6 +68,17 @@ class Context:
         self.values_asked_for += count * width
         if self.values_asked_for > MAX_VALUES:
             raise QueryTooComplex(f"All rows of one request may have at most {MAX_VALUES} values together.")
+
+    def count_reads(self, rows: int) -> None:
+        """Count what a statement may read to compute its answer. Raises `QueryTooComplex`."""
+        self.rows_read += rows
+        if self.rows_read > MAX_ROWS_READ:
+            raise QueryTooComplex(
+                f"All fields of one request may read at most {MAX_ROWS_READ:,} rows together: `coverage` reads one for "
+                "each hour of its period and its `gaps` six, `statistics` one for each slot, `candles` one for each "
+                "minute of theirs, or for each hour if they are an hour or longer. Ask for shorter periods, or in "
+                "several requests."
+            )
 
     @cached_property
     def budget(self) -> RequestBudget:

@@ -69,4 +69,6 @@ def candles(
     limit: Limit = 500,
 ) -> Statement:
     name, bounds = context.ticker(ticker), period(from_dt, to_dt)
-    return rollups.candles(name, rollups.CandleInterval[interval.name], *bounds, limit)
+    length = rollups.CandleInterval[interval.name]
+    context.count_reads(rollups.rows_read(length, *bounds, context.limit(limit)))
+    return rollups.candles(name, length, *bounds, limit)

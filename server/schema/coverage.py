@@ -40,8 +40,9 @@ class Gap:
     )
 
 
-def _gaps(_: Context, counted: Statement, limit: Limit = 100) -> Statement:
+def _gaps(context: Context, counted: Statement, limit: Limit = 100) -> Statement:
     ticker, from_dt, to_dt, now = counted.parameters
+    context.count_reads(missing.ROWS_AN_HOUR * storage.hours_read(from_dt, to_dt))  # type: ignore[arg-type]
     return missing.gaps(ticker, from_dt, to_dt, limit, now)  # type: ignore[arg-type]
 
 
@@ -83,4 +84,6 @@ def coverage(
     from_dt: Annotated[datetime, strawberry.argument(description="The first slot asked about.")],
     to_dt: Annotated[datetime, strawberry.argument(description="The end of the period, exclusive.")],
 ) -> Statement:
-    return storage.coverage(context.ticker(ticker), *period(from_dt, to_dt))
+    name, bounds = context.ticker(ticker), period(from_dt, to_dt)
+    context.count_reads(storage.hours_read(*bounds))
+    return storage.coverage(name, *bounds)

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
+from shared.grid import HOUR, MINUTE, count_steps
 from shared.storage.database import Statement
 from shared.storage.schedules import SCHEDULE
 
@@ -153,6 +154,13 @@ def _sql(length: timedelta) -> str:
 
 
 _SQL = {interval: _sql(length) for interval, length in LENGTHS.items()}
+
+
+def rows_read(interval: CandleInterval, from_dt: datetime, to_dt: datetime, limit: int) -> int:
+    """How many rows `candles` reads at most."""
+    length = LENGTHS[interval]
+    width = MINUTE if length < HOUR else HOUR
+    return min(limit * (length // width), count_steps(from_dt, to_dt, width) + length // width)
 
 
 def candles(

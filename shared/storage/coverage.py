@@ -11,6 +11,7 @@ from datetime import datetime
 import asyncpg
 
 from shared.errors import QueryTooComplex
+from shared.grid import HOUR, count_steps
 from shared.storage.database import Pool, Statement, fetch
 from shared.storage.schedules import SCHEDULE
 
@@ -130,6 +131,11 @@ def coverage(ticker: str, from_dt: datetime, to_dt: datetime, now: datetime | No
     Refused with `QueryTooComplex` if the schedule has more than `MAX_HOURS` in the period.
     """
     return Statement(_COUNTED, (ticker, from_dt, to_dt, now), expires=True, refuse=too_long)
+
+
+def hours_read(from_dt: datetime, to_dt: datetime) -> int:
+    """How many rows `coverage` reads at most."""
+    return min(count_steps(from_dt, to_dt, HOUR), MAX_HOURS)
 
 
 def too_long(row: asyncpg.Record) -> QueryTooComplex:

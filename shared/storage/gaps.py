@@ -9,6 +9,9 @@ from shared.storage.missed_slots import MissingRun
 MAX_RUNS = 1000
 "Of missing slots that one healing pass reads; the next pass reads the rest."
 
+ROWS_AN_HOUR = 6
+"What an hour costs, in rows that `coverage` reads."
+
 # Hours in which slots are missing: `missing` has a bit for each of them, `expected` for each slot of the segment.
 _INCOMPLETE = f"""
     {SEGMENTS}, hour as materialized (

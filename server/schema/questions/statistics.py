@@ -54,4 +54,6 @@ def statistics(
     from_dt: Annotated[datetime, strawberry.argument(description="The period's first instant.")],
     to_dt: Annotated[datetime, strawberry.argument(description="The end of the period, exclusive.")],
 ) -> Statement:
-    return storage.statistics(context.ticker(ticker), *period(from_dt, to_dt))
+    name, bounds = context.ticker(ticker), period(from_dt, to_dt)
+    context.count_reads(storage.prices_read(*bounds, context.settings.fetch_interval_seconds))
+    return storage.statistics(name, *bounds)

@@ -1,12 +1,12 @@
 """Statistics of a period, from the prices that are kept: exact except for the volatility, which is a float."""
 
 from dataclasses import fields
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import asyncpg
 
 from shared.errors import QueryTooComplex
-from shared.grid import EPOCH
+from shared.grid import EPOCH, count_steps
 from shared.storage.coverage import HOURS, MAX_HOURS, Coverage, coverage, too_long
 from shared.storage.database import Statement
 from shared.storage.prices import COLUMNS, FIELDS, WITH_CURSOR
@@ -132,6 +132,11 @@ _STATISTICS = f"""
 def statistics(ticker: str, from_dt: datetime, to_dt: datetime, now: datetime | None = None) -> Statement:
     """One row. `high` and `low` are the first of equal prices. `now` is PostgreSQL's clock unless it is given."""
     return Statement(_STATISTICS, (ticker, from_dt, to_dt, now), expires=True, refuse=_too_many)
+
+
+def prices_read(from_dt: datetime, to_dt: datetime, interval_seconds: int) -> int:
+    """How many prices `statistics` reads at most, on a grid of `interval_seconds`."""
+    return min(count_steps(from_dt, to_dt, timedelta(seconds=interval_seconds)), MAX_PRICES)
 
 
 def _too_many(row: asyncpg.Record) -> QueryTooComplex:
