@@ -22,8 +22,9 @@ from server.http.pages import GraphiQLInBrowsers, Pages
 from server.http.prometheus import metrics
 from server.http.sdl import sdl
 from server.metrics import CountedSockets, Metrics, all_labels
-from server.protection.admission import Admission
+from server.protection.admission import Admission, measured
 from server.protection.auth import Access
+from server.protection.holdings import Holdings
 from server.schema.persisted_queries import PersistedQueries
 from server.schema.root import schema
 from server.standbys import open_reading
@@ -52,6 +53,7 @@ class State(TypedDict):
     access: Access
     feeds: Feeds
     admission: Admission
+    holdings: Holdings
     streams: Streams
     metrics: Metrics
     closing: asyncio.Event
@@ -77,6 +79,7 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
             open_reading(settings, primary, size=POOL_SIZE, statement_seconds=STATEMENT_SECONDS) as pool,
             open_redis(settings, retries=REDIS_RETRIES) as redis,
             open_feeds(settings, redis, primary, limits.prices_behind) as feeds,
+            measured(Admission(pool)) as admission,
         ):
             yield {
                 "pool": pool,
@@ -85,7 +88,8 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
                 "settings": settings,
                 "access": access,
                 "feeds": feeds,
-                "admission": Admission(pool),
+                "admission": admission,
+                "holdings": Holdings(),
                 "streams": streams,
                 "metrics": counted,
                 "closing": closing,

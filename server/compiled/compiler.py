@@ -5,7 +5,7 @@ same document, such as `fetchJob` or introspection, are left to Strawberry, in a
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ from graphql import (
     get_named_type,
     get_operation_ast,
     get_variable_values,
-    specified_rules,
 )
 from graphql.execution.collect_fields import FieldDetails, FragmentDetails, collect_fields, collect_subfields
 from graphql.execution.values import VariableValues
@@ -35,10 +34,18 @@ from server.reads.columns import READ, columns_of
 from server.reads.context import Context
 from server.reads.fields import ReadField
 from server.reads.selections import weigh
-from server.schema.documents import MAX_LENGTH, load_document, validate
+from server.schema.documents import MAX_LENGTH, is_prepared, load_document, prepare, refuse_many_values, validate
 from server.schema.root import Schema
-from shared.errors import ServiceError
+from shared.errors import QueryTooComplex, ServiceError
 from shared.storage.database import Statement
+
+
+class Unprepared(FallBackToStrawberry):
+    """The document is long and has not been validated yet: `Compiler.prepare` does that without holding the loop."""
+
+    def __init__(self, query: str) -> None:
+        super().__init__()
+        self.query = query
 
 
 class Compiler:
@@ -47,8 +54,14 @@ class Compiler:
         self._prepared = DocumentCache(self._prepare)
         self.plans = DocumentCache(self._plan)
 
+    async def prepare(self, query: str, run: Callable[[Callable[[], Any]], Awaitable[Any]]) -> None:
+        await prepare(query, self._schema, run)
+
     def plan_for(self, query: str, operation_name: str | None, variables: Mapping[str, Any] | None) -> Plan:
-        """Raises `FallBackToStrawberry`. Plans are cached by the values of the variables in @skip and @include, too."""
+        """Raises `FallBackToStrawberry`, `Unprepared`.
+
+        Plans are cached by the values of the variables in @skip and @include, too.
+        """
         if len(query) > MAX_LENGTH or len(operation_name or "") > MAX_LENGTH:
             raise FallBackToStrawberry
         prepared = self._prepared(query, operation_name)
@@ -77,6 +90,10 @@ class Compiler:
             raise FallBackToStrawberry from error
 
     def _coerce(self, definitions: Any, variables: Mapping[str, Any] | None) -> VariableValues:
+        try:
+            refuse_many_values(variables)
+        except QueryTooComplex as error:
+            raise FallBackToStrawberry from error
         # One error is enough to fall back; a million would take half a minute to write.
         values = get_variable_values(self._schema, definitions, dict(variables or {}), max_errors=1)
         if not isinstance(values, VariableValues):
@@ -86,7 +103,9 @@ class Compiler:
     def _prepare(self, query: str, operation_name: str | None) -> "_Prepared | None":
         try:
             document = load_document(query)
-            if validate(query, self._schema, tuple(specified_rules)):
+            if not is_prepared(query, self._schema):
+                raise Unprepared(query)
+            if validate(query, self._schema):
                 return None
         except (GraphQLError, ServiceError):
             return None
@@ -200,7 +219,7 @@ def _call(
     fragments: Mapping[str, FragmentDefinitionNode],
 ) -> Call:
     # As resolvers count them: a field that several fragments repeat counts again.
-    width = sum(weigh(one.node.selection_set, fragments).fields for one in found if one.node.selection_set)
+    width = sum(weigh(one.node.selection_set, fragments).width for one in found if one.node.selection_set)
     node = found[0].node
     arguments = split_arguments(definition, node)
     if arguments is None:

@@ -14,7 +14,7 @@ from graphql import GraphQLError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.compiled.answers import MIN_GZIP_BYTES, Answer, Answers, Request
-from server.compiled.compiler import Compiler
+from server.compiled.compiler import Compiler, Unprepared
 from server.compiled.plans import FallBackToStrawberry, Plan
 from server.compiled.requests import Asked, read_headers, read_on, read_url, replay
 from server.compiled.rest import answer_rest
@@ -77,7 +77,11 @@ class CompiledExecution:
                 raise FallBackToStrawberry
             if request is None:
                 await admission.queue_document(len(key))
-            await self._answer(scope, send, asked, key, request)
+            try:
+                await self._answer(scope, send, asked, key, request)
+            except Unprepared as unprepared:
+                await self._compiler.prepare(unprepared.query, admission.run_document)
+                await self._answer(scope, send, asked, key, request)
         except RateLimited:
             await self._send_busy(scope, send, asked)
         except FallBackToStrawberry:

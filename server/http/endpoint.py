@@ -21,8 +21,9 @@ from strawberry.types.graphql import OperationType
 from server.http.negotiation import EVENT_STREAM, GRAPHQL_RESPONSE, JSON, is_json, response_type
 from server.metrics import REFUSED, Metrics, code_of, operation_label
 from server.protection.auth import client_of, is_authenticated
+from server.protection.holdings import SOCKET_BYTES, SUBSCRIPTION_BYTES
 from server.reads.context import Context
-from server.schema.documents import GraphQLRequest, load_document
+from server.schema.documents import GraphQLRequest, load_document, prepare
 from server.schema.errors import is_request_error
 from server.schema.root import Schema
 from server.subscriptions.event_stream import event_stream
@@ -74,6 +75,7 @@ class GraphQLView:
             context.require_token_for_reads()
             asked = await _read_body(request) if request.method == "POST" else _read_url(request)
             await request.state.admission.queue_document(len(asked.query))
+            await prepare(asked.query, self._schema._schema, request.state.admission.run_document)
             if media_type is EVENT_STREAM:
                 return self._stream(request, context, asked)
             with request.state.admission.work():
@@ -117,7 +119,8 @@ class GraphQLView:
         if request.method != "POST" and _is_mutation(asked):
             raise _mutation_by_get()
         state = request.state
-        return event_stream(state.streams.answers(context, asked, state.admission), state.closing)
+        held = state.holdings.hold(context.client, SOCKET_BYTES + SUBSCRIPTION_BYTES)
+        return event_stream(state.streams.answers(context, asked, state.admission), state.closing, held)
 
 
 def _mutation_by_get() -> Refused:
@@ -135,7 +138,13 @@ def _is_mutation(asked: GraphQLRequest) -> bool:
 def _context(request: Request) -> Context:
     state, scope = request.state, request.scope
     return Context(
-        state.pool, state.redis, state.settings, is_authenticated(scope), state.feeds, client=client_of(scope)
+        state.pool,
+        state.redis,
+        state.settings,
+        is_authenticated(scope),
+        state.feeds,
+        client=client_of(scope),
+        turns=state.admission.turns,
     )
 
 

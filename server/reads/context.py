@@ -9,6 +9,7 @@ from arq.connections import ArqRedis
 from server.feeds.background import Feeds
 from server.protection.auth import UNKNOWN_CLIENT
 from server.protection.request_budget import RequestBudget
+from server.protection.turns import Turns
 from shared.config.settings import Settings
 from shared.errors import BadUserInput, QueryTooComplex, Unauthenticated, UnknownTicker
 from shared.storage.database import Pool
@@ -21,6 +22,13 @@ MAX_VALUES = 200_000
 "For all rows of one request together."
 
 MAX_TICKERS = 1000
+
+MAX_PYTHON_VALUES = 30_000
+"Of a request that is not compiled: each value takes some µs of the event loop and 200 bytes."
+
+MIN_PYTHON_WIDTH = 3
+"A row is read with all its columns, however few are selected."
+
 _TOKEN_NEEDED = "This needs the header `Authorization: Bearer <API_TOKEN>`."  # noqa: S105  not a token
 
 
@@ -34,8 +42,11 @@ class Context:
     "For subscriptions; `None` if the transport has none."
     client: str = UNKNOWN_CLIENT
     "For the limit of fetches."
+    turns: Turns = field(default_factory=Turns)
+    "The process's, for rows that are read in Python."
     rows_asked_for: int = field(default=0, init=False)
     values_asked_for: int = field(default=0, init=False)
+    python_values: int = field(default=0, init=False)
 
     def ticker(self, name: str) -> str:
         """The index name as it is stored. Raises `UnknownTicker`."""
@@ -64,6 +75,15 @@ class Context:
         if self.values_asked_for > MAX_VALUES:
             raise QueryTooComplex(f"All rows of one request may have at most {MAX_VALUES} values together.")
         return limit
+
+    def values_in_python(self, limit: int, width: int) -> None:
+        """Count what Strawberry reads and writes, in addition to `rows`. Raises `QueryTooComplex`."""
+        self.python_values += limit * max(width, MIN_PYTHON_WIDTH)
+        if self.python_values > MAX_PYTHON_VALUES:
+            raise QueryTooComplex(
+                f"A request that PostgreSQL cannot answer alone, or with an error in one of its fields, may ask for at "
+                f"most {MAX_PYTHON_VALUES} values together: rows times their fields. Ask for fewer, or in parts."
+            )
 
     @cached_property
     def budget(self) -> RequestBudget:

@@ -1,6 +1,7 @@
 """Limits on documents: each is parsed and weighed once, before it is validated or executed."""
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from graphql import (
@@ -11,12 +12,16 @@ from graphql import (
     GraphQLSyntaxError,
     OperationDefinitionNode,
     parse,
+    specified_rules,
 )
-from graphql.validation import ASTValidationRule, NoSchemaIntrospectionCustomRule
+from graphql import validate as graphql_validate
+from graphql.validation import NoSchemaIntrospectionCustomRule
 from strawberry.extensions import SchemaExtension
-from strawberry.schema.schema import validate_document
+from strawberry.schema.validation_rules.maybe_null import MaybeNullValidationRule
+from strawberry.schema.validation_rules.one_of import OneOfInputValidationRule
 
 from server.lru import DocumentCache
+from server.protection.document_queue import LONG
 from server.reads.selections import Weight, weigh
 from shared.errors import QueryTooComplex
 
@@ -31,8 +36,20 @@ MAX_ALIASES = 50
 MAX_FIELDS = 300
 "GraphiQL's introspection has fewer. Validation compares the fields of a level in pairs, in quadratic time."
 
+MAX_FRAGMENTS = 50
+"Validation compares a chain of fragments in pairs, too."
+
+MAX_ERRORS = 5
+"Of validation, and of a request's variables. Each error costs as much as some fields that are right."
+
+MAX_VARIABLE_VALUES = 4000
+"Each takes some µs to coerce."
+
 MAX_NAME_LENGTH = 100
 "Each row of the answer repeats the name."
+
+_RULES = (*specified_rules, MaybeNullValidationRule, OneOfInputValidationRule)
+"Strawberry's."
 
 _TOO_DEEP = f"A document may be at most {MAX_DEPTH} levels deep."
 
@@ -50,8 +67,6 @@ class DocumentLimits(SchemaExtension):
 
     def on_parse(self) -> Iterator[None]:
         context = self.execution_context
-        if context.context is not None and not context.context.settings.introspection:
-            context.validation_rules = (*context.validation_rules, NoSchemaIntrospectionCustomRule)
         if context.query:
             context.graphql_document = load_document(context.query)
             operations = [d for d in context.graphql_document.definitions if isinstance(d, OperationDefinitionNode)]
@@ -61,7 +76,11 @@ class DocumentLimits(SchemaExtension):
 
     def on_validate(self) -> Iterator[None]:
         context = self.execution_context
-        context.pre_execution_errors = validate(context.query, context.schema._schema, context.validation_rules)
+        schema = context.schema._schema
+        errors = validate(context.query, schema)
+        if not errors and context.context is not None and not context.context.settings.introspection:
+            errors = _validate_introspection(context.query, schema)
+        context.pre_execution_errors = errors
         yield
 
 
@@ -82,6 +101,8 @@ def _parse_uncached(query: str) -> DocumentNode:
             raise QueryTooComplex(_TOO_DEEP) from None
         raise
     fragments = {d.name.value: d for d in document.definitions if isinstance(d, FragmentDefinitionNode)}
+    if len(fragments) > MAX_FRAGMENTS:
+        raise QueryTooComplex(f"A document may have at most {MAX_FRAGMENTS} fragments.")
     for definition in document.definitions:
         selections = getattr(definition, "selection_set", None)
         if selections:
@@ -89,14 +110,58 @@ def _parse_uncached(query: str) -> DocumentNode:
     return document
 
 
-def _validate_uncached(
-    query: str, schema: GraphQLSchema, rules: tuple[type[ASTValidationRule], ...]
-) -> list[GraphQLError]:
-    return validate_document(schema, load_document(query), rules)
+def _validate_uncached(query: str, schema: GraphQLSchema) -> list[GraphQLError]:
+    return _validate_document(load_document(query), schema)
+
+
+def _validate_document(document: DocumentNode, schema: GraphQLSchema) -> list[GraphQLError]:
+    return graphql_validate(schema, document, _RULES, max_errors=MAX_ERRORS)
+
+
+def _refuse_introspection(query: str, schema: GraphQLSchema) -> list[GraphQLError]:
+    rules = [NoSchemaIntrospectionCustomRule]
+    return graphql_validate(schema, load_document(query), rules, max_errors=MAX_ERRORS)
 
 
 _parse = DocumentCache(_parse_uncached)
 validate = DocumentCache(_validate_uncached)
+_validate_introspection = DocumentCache(_refuse_introspection)
+
+
+def is_prepared(query: str, schema: GraphQLSchema) -> bool:
+    """Whether the document is short, or its validation is cached."""
+    return len(query) <= LONG or len(query) > MAX_LENGTH or validate.knows(query, schema)
+
+
+async def prepare(query: str, schema: GraphQLSchema, run: Callable[[Callable[[], Any]], Awaitable[Any]]) -> None:
+    """Parse and validate a long document beforehand. Its errors are raised again by those who then load it.
+
+    `run`: see `Admission.run_document`, which raises `RateLimited`.
+    """
+    if is_prepared(query, schema):
+        return
+
+    def work() -> tuple[DocumentNode, list[GraphQLError]]:
+        document = _parse_uncached(query)
+        return document, _validate_document(document, schema)
+
+    with suppress(GraphQLError, QueryTooComplex):
+        document, errors = await run(work)
+        # On the event loop, because the caches are not made for threads.
+        _parse.put(document, query)
+        validate.put(errors, query, schema)
+
+
+def refuse_many_values(variables: Mapping[str, Any] | None) -> None:
+    """Raises `QueryTooComplex`. To be called before variables are coerced."""
+    count, left = 0, [variables]
+    while left:
+        value: Any = left.pop()
+        if isinstance(value, dict | list):
+            count += len(value)
+            if count > MAX_VARIABLE_VALUES:
+                raise QueryTooComplex(f"The variables of a request may have at most {MAX_VARIABLE_VALUES} values.")
+            left += value.values() if isinstance(value, dict) else value
 
 
 def _refuse_heavy(weight: Weight) -> None:

@@ -5,8 +5,10 @@ import json
 from collections.abc import AsyncGenerator
 
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from server.feeds.price_feed import TooSlow
+from server.protection.holdings import Holding
 from server.subscriptions.operations import Refused
 
 KEEP_ALIVE_SECONDS = 12
@@ -16,10 +18,23 @@ _KEEP_ALIVE = ":\n\n"
 _COMPLETE = "event: complete\ndata:\n\n"
 
 
-def event_stream(answers: AsyncGenerator[str], closing: asyncio.Event) -> StreamingResponse:
-    """`closing`: when set, the stream ends without `complete`, so that the client reconnects to another server."""
+def event_stream(answers: AsyncGenerator[str], closing: asyncio.Event, held: Holding) -> StreamingResponse:
+    """`closing`: when set, the stream ends without `complete`, so that the client reconnects to another server.
+
+    `held`: what the stream takes of its client's budget.
+    """
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_events(answers, closing), media_type="text/event-stream", headers=headers)
+    return _Stream(_events(answers, closing), held, headers)
+
+
+class _Stream(StreamingResponse):
+    def __init__(self, events: AsyncGenerator[str], held: Holding, headers: dict[str, str]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._held:
+            await super().__call__(scope, receive, send)
 
 
 async def _events(answers: AsyncGenerator[str], closing: asyncio.Event) -> AsyncGenerator[str]:

@@ -20,11 +20,13 @@ from structlog.contextvars import bind_contextvars
 
 from server.feeds.price_feed import TooSlow
 from server.protection.auth import client_of, is_authenticated
+from server.protection.holdings import SOCKET_BYTES, SUBSCRIPTION_BYTES
+from server.protection.turns import Turns
 from server.reads.context import Context
 from server.schema.documents import GraphQLRequest
 from server.subscriptions.operations import Refused, Streams
 from shared.config.settings import Settings
-from shared.errors import QueryTooComplex
+from shared.errors import QueryTooComplex, RateLimited
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,11 @@ PROTOCOL = "graphql-transport-ws"
 TRY_AGAIN_LATER = 1013
 TOO_MANY = "Too many sockets; try again later"
 _CLOSE_SECONDS = 1.0
+
+DROPS_PER_SECOND = 25
+DROPS_AT_ONCE = 100
+"""GCRA: operations of a socket that its client completes, or that are over the limit. Each costs its start and its end,
+whatever it was for."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +82,17 @@ class Sockets:
             await send({"type": "websocket.close", "code": 4406, "reason": "Subprotocol not acceptable"})
             return
         await send({"type": "websocket.accept", "subprotocol": PROTOCOL})
-        if self._open >= self._limits.sockets:
+        try:
+            held = scope["state"]["holdings"].hold(client_of(scope), SOCKET_BYTES)
+        except RateLimited:
+            held = None
+        if held is None or self._open >= self._limits.sockets:
             await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": TOO_MANY})
             return
         self._open += 1
         try:
-            await Socket(scope, receive, send, self._streams, self._limits).run()
+            with held:
+                await Socket(scope, receive, send, self._streams, self._limits).run()
         finally:
             self._open -= 1
 
@@ -108,6 +120,9 @@ class Socket:
         self._running: set[asyncio.Task[None]] = set()
         "With those whose id is free again, but whose last message is still being sent."
         self._is_authenticated = is_authenticated(scope)
+        self._turns: Turns = self._state["admission"].turns
+        self._drops_until = 0.0
+        "The theoretical arrival time of the next dropped operation."
 
     async def run(self) -> None:
         """Serve until either side closes."""
@@ -115,6 +130,7 @@ class Socket:
         try:
             async with asyncio.timeout(self._limits.init_seconds) as self._until:
                 while (message := await self._receive())["type"] == "websocket.receive":
+                    await self._turns.take()
                     await self._handle(_parse(message))
         except TimeoutError:
             await self._close(self._end)
@@ -146,11 +162,18 @@ class Socket:
             case {"type": "subscribe", "id": str(key), "payload": {"query": str(query), **rest}} if key:
                 await self._subscribe(key, query, rest)
             case {"type": "complete", "id": str(key)}:
+                self._count_drop()
                 if task := self._operations.pop(key, None):
                     task.cancel()
                     self._running.discard(task)
             case _:
                 raise Closed
+
+    def _count_drop(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._drops_until = max(self._drops_until, now) + 1 / DROPS_PER_SECOND
+        if self._drops_until - now > DROPS_AT_ONCE / DROPS_PER_SECOND:
+            raise Closed(TRY_AGAIN_LATER, "Too many operations a second")
 
     async def _init(self, payload: object) -> None:
         if self._is_initialised:
@@ -182,9 +205,16 @@ class Socket:
             raise Closed
         if len(self._running) >= self._limits.operations:
             message = f"A socket may have at most {self._limits.operations} operations at a time."
+            self._count_drop()
             await self._error(json.dumps(key), [GraphQLError(message, original_error=QueryTooComplex(message))])
             return
         state = self._state
+        try:
+            held = state["holdings"].hold(self._client, SUBSCRIPTION_BYTES)
+        except RateLimited as error:
+            self._count_drop()
+            await self._error(json.dumps(key), [GraphQLError(str(error), original_error=error)])
+            return
         context = Context(
             state["pool"],
             state["redis"],
@@ -192,6 +222,7 @@ class Socket:
             self._is_authenticated,
             state["feeds"],
             client=self._client,
+            turns=self._turns,
         )
         request = GraphQLRequest(query, operation_name, variables)
         answers = self._streams.answers(context, request, state["admission"])
@@ -199,6 +230,7 @@ class Socket:
         self._operations[key] = task
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        task.add_done_callback(lambda _: held.release())
 
     async def _operate(self, key: str, answers: AsyncGenerator[str]) -> None:
         bind_contextvars(operation_id=key.encode(errors="backslashreplace").decode())

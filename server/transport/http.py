@@ -5,16 +5,19 @@ nothing for each request: once a second all connections are checked.
 """
 
 import asyncio
+import heapq
 import logging
 import os
 import resource
 import socket
 from asyncio import BaseTransport, Transport
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, cast
 
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from server.transport.budget import AddressLogger, Budgeted
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +28,14 @@ BACKLOG = 2048
 MAX_HEADER_BYTES = 64 * 1024
 MAX_REQUEST_BYTES = 1024 * 1024
 "Of a request that the application does not read to its end. It refuses a body over 128 KiB, but trailers may follow."
+HELD_REQUEST_BYTES = 8 * 1024
+"An incomplete request that is longer counts towards its client's budget."
+
+CLOSED_AT_ONCE = 32
+RESERVED_CONNECTIONS = 64
+"Over the maximum, for the health checks alone."
+
+HEALTH_PATHS = ("/livez", "/readyz")
 HEADERS_SECONDS = 10.0
 BODY_SECONDS = 30.0
 ANSWER_SECONDS = 60.0
@@ -41,7 +52,7 @@ _REASONS = {
 }
 
 
-class HttpProtocol(HttpToolsProtocol):
+class HttpProtocol(Budgeted, HttpToolsProtocol):
     cycle: RequestResponseCycle | None  # type: ignore[assignment]  # of the last request whose headers are complete
     scope: Any  # of the last request of which any byte has arrived, else `None`
 
@@ -57,19 +68,51 @@ class HttpProtocol(HttpToolsProtocol):
         self._awaited_since = 0.0
         self._unread_since: float | None = None
         self._running: RequestResponseCycle | None = None
+        self._is_reserved = False
+        self._active_at = 0.0
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(cast(Transport, transport))
-        if len(self.connections) > self._max_connections:
-            self.refuse(503)
+        self._active_at = self.loop.time()
+        self.logger = AddressLogger(self.logger, self.client)  # type: ignore[assignment]
+        if len(self.connections) > self._max_connections and not close_awaiting(self.connections, self):
+            self._is_reserved = True
+            if len(self.connections) > self._max_connections + RESERVED_CONNECTIONS:
+                self.refuse(503)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        if self._is_reserved:
+            cycle.keep_alive = False
+            if cycle.scope["path"] not in HEALTH_PATHS:
+                app = cast(ASGI3Application, _refuse_connection)
         self._running = cycle
         super()._start_asgi_task(cycle, app)
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as we write: what is left counts towards its budget."""
+        super().pause_writing()
+        if not self.hold(self.transport.get_write_buffer_size()):
+            self.transport.abort()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.release()
+
+    @property
+    def awaiting_since(self) -> float | None:
+        """The loop's time since which the client has sent no complete request; `None` while one is answered."""
+        cycle = self.cycle
+        is_waiting = cycle is None or cycle.response_complete or (cycle.more_body and not cycle.response_started)
+        return self._active_at if is_waiting else None
+
+    def on_response_complete(self) -> None:
+        self._active_at = self.loop.time()
+        super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """uvicorn notifies only the last request, which may be pipelined behind the one that is running."""
         super().connection_lost(exc)
+        self.release()
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
@@ -85,6 +128,9 @@ class HttpProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is None or cycle.more_body or cycle.scope is not self.scope:
             self._measure(len(data))
+        elif self._measured is not None:  # the request is complete
+            self._measured = None
+            self.release()
         if self._is_leaving and cycle is not None:
             cycle.keep_alive = False
 
@@ -107,6 +153,8 @@ class HttpProtocol(HttpToolsProtocol):
                 self.refuse(431)
         elif self._length > MAX_REQUEST_BYTES:
             self.refuse(413)
+        if self._length > HELD_REQUEST_BYTES and not self.hold(min(2 * self._length, MAX_REQUEST_BYTES)):
+            self.refuse(503)
 
     def is_too_slow(self, now: float) -> bool:
         """Call it about once a second. `now`: the loop's time."""
@@ -167,6 +215,29 @@ async def accept_more(
         for listening in cast(asyncio.Server, server).sockets
         for _ in range(ACCEPTS_PER_ITERATION - 1)
     ]
+
+
+async def _refuse_connection(_: object, __: object, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(_REASONS[503]))]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": _REASONS[503]})
+
+
+def close_awaiting(connections: Iterable[object], newest: object) -> bool:
+    """Close the connections that have waited longest for their clients, to make room. Returns whether there were some.
+
+    Those are idle, or slow to send a request, or have not finished a WebSocket's handshake.
+    """
+    waiting = [
+        (since, number, one)
+        for number, one in enumerate(connections)
+        if one is not newest
+        and (since := one.awaiting_since) is not None  # type: ignore[attr-defined]  # both of our protocols
+        and not one.transport.is_closing()  # type: ignore[attr-defined]
+    ]
+    for _, _, one in heapq.nsmallest(CLOSED_AT_ONCE, waiting):
+        one.transport.abort()  # type: ignore[attr-defined]
+    return bool(waiting)
 
 
 def close_slow(connections: Iterable[object], now: float) -> None:
