@@ -20,6 +20,7 @@ from shared.errors import QueryTooComplex, ServiceError
 from shared.telemetry.metrics import Labels, Timing, build_info, counter, create_registry, gauge, histogram
 
 OK: Final = "ok"
+EXPORT: Final = "export"
 REFUSED: Final = "refused"
 "An operation that could not be run."
 
@@ -52,7 +53,7 @@ class Metrics:
         self._closed: Counter[Labels] = Counter()
         self.plan_hits = 0
         self.plan_misses = 0
-        self.unplanned = 0
+        self.fallbacks = 0
         self.sockets = 0
         self.prices_sent = 0
         self.subscriptions: Counter[Labels] = Counter({("priceUpdates",): 0, ("fetchProgress",): 0})
@@ -86,8 +87,8 @@ class Metrics:
         yield counter(
             "requests",
             "GraphQL operations answered over any transport, by root field (or several; introspection; refused: it "
-            "could not be run) and by the first error's extensions.code, or ok. A subscription counts when it ends; "
-            "TOO_SLOW: the client did not keep up.",
+            "could not be run), and exports, by the first error's extensions.code, or ok. A subscription counts when "
+            "it ends; TOO_SLOW: the client did not keep up.",
             ["operation", "code"],
             self._counts(),
         )
@@ -99,10 +100,10 @@ class Metrics:
         )
         yield counter(
             "plan_lookups",
-            "Requests whose SQL statement was cached (hit) or was compiled (miss), or that cannot be compiled, so that "
-            "Strawberry answered (unplanned).",
+            "Operations, without subscriptions: the SQL statement was cached (hit), it was compiled (miss), or there "
+            "is none and Strawberry answered (unplanned).",
             ["result"],
-            {("hit",): self.plan_hits, ("miss",): self.plan_misses, ("unplanned",): self.unplanned},
+            {("hit",): self.plan_hits, ("miss",): self.plan_misses, ("unplanned",): self.fallbacks},
         )
         yield gauge("sockets", "WebSockets open now.", [], {(): self.sockets})
         yield counter(
@@ -122,7 +123,7 @@ class Metrics:
 
 def all_labels(schema: GraphQLSchema) -> tuple[str, ...]:
     roots = filter(None, (schema.query_type, schema.mutation_type, schema.subscription_type))
-    return (*sorted(name for root in roots for name in root.fields), SEVERAL, INTROSPECTION, REFUSED)
+    return (*sorted(name for root in roots for name in root.fields), SEVERAL, INTROSPECTION, EXPORT, REFUSED)
 
 
 def label_of(names: Iterable[str]) -> str:

@@ -1,10 +1,11 @@
 """What every job of a worker needs, opened once per process."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import arq
@@ -16,11 +17,15 @@ from shared.config.settings import Settings
 from shared.grid import slot_of
 from shared.storage.database import Pool
 from shared.storage.schedules import insert_schedules
+from worker.clock import Clock
 from worker.exchange.http import CONCURRENCY
 from worker.metrics import Metrics
 
 REQUEUE_SECONDS = 18.0
 "Shorter than the job's timeout, after which arq would end the job for good."
+
+REQUESTED_SHARE = 4
+"Of the requests at once, those for fetches that clients asked for; the others stay free for the schedule."
 
 
 @dataclass
@@ -32,19 +37,21 @@ class Worker:
     name: str
     "`host:pid`."
     requests: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENCY))
-    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    requested_share: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(REQUESTED_SHARE))
+    clock: Clock = field(default_factory=Clock)
+    started: float = field(default_factory=time.monotonic)
     has_schedule: bool = False
     unknown_indices: dict[str, list[str]] = field(default_factory=dict)
     "Tickers that the exchange does not have, each with the names nearest to it; see exchange/index_check.py."
     metrics: Metrics = field(init=False)
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics(self.settings.tickers, self.pool)
+        self.metrics = Metrics(self.settings.tickers, self.pool, self.clock)
 
     @property
     def first_slot(self) -> datetime:
         """The first slot that begins after this worker's start."""
-        return slot_of(self.started_at, self.interval) + self.interval
+        return slot_of(self.clock.started_at, self.interval) + self.interval
 
     @property
     def interval(self) -> timedelta:

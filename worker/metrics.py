@@ -23,7 +23,8 @@ from shared.storage.database import Pool
 from shared.storage.missed_slots import GapReason, MissedSlot
 from shared.storage.pool_metrics import pool_metrics
 from shared.storage.prices import Price, PriceSource
-from shared.telemetry.metrics import PREFIX, build_info, create_registry
+from shared.telemetry.metrics import PREFIX, build_info, create_registry, gauge
+from worker.clock import Clock
 from worker.exchange.errors import DeribitError
 
 logger = logging.getLogger(__name__)
@@ -31,8 +32,7 @@ logger = logging.getLogger(__name__)
 OK = "ok"
 OUTCOMES = (OK, "failed", "retried", "cancelled")
 STATUSES = ("succeeded", "partial", "failed")
-REASONS = [reason.value for reason in GapReason if reason is not GapReason.NOT_COLLECTED]
-"No worker records a slot that was not collected at all; healing finds it."
+REASONS = [reason.value for reason in GapReason]
 
 METHODS = ("get_index_price", "get_index_chart_data")
 
@@ -54,8 +54,9 @@ disable_created_metrics()  # type: ignore[no-untyped-call] # a second sample per
 class Metrics(Collector):
     """One per worker. The locks of prometheus-client's counters cost a worker nothing that can be measured."""
 
-    def __init__(self, tickers: Sequence[str], pool: Pool) -> None:
+    def __init__(self, tickers: Sequence[str], pool: Pool, clock: Clock) -> None:
         self._pool = pool
+        self._clock = clock
         self._codes = {OK}
         self.registry = create_registry(self)
         counter = partial(Counter, namespace=NAMESPACE, registry=self.registry)
@@ -98,6 +99,9 @@ class Metrics(Collector):
             "Missed slots that the exchange's chart has nothing for: they stay missing.",
             ["ticker"],
         )
+        self.dropped = counter(
+            "prices_dropped", "Prices deleted because they are older than RETENTION_DAYS.", ["ticker"]
+        )
         self.deferred = counter("prices_deferred", "Prices put aside in Redis, for PostgreSQL did not take them.")
         self._start_at_zero(tickers)
 
@@ -109,7 +113,7 @@ class Metrics(Collector):
             self._calls.labels(method, OK)
             self._call_seconds.labels(method)
         for ticker in tickers:
-            for by_ticker in (*self._stored.values(), self.unanswered):
+            for by_ticker in (*self._stored.values(), self.unanswered, self.dropped):
                 by_ticker.labels(ticker)
             for reason in REASONS:
                 self._missed.labels(ticker, reason)
@@ -118,6 +122,12 @@ class Metrics(Collector):
         """What is read at each scrape instead of being counted."""
         yield build_info()
         yield from pool_metrics({"main": self._pool})
+        yield gauge(
+            "clock_offset_seconds",
+            "How far this worker's own clock runs ahead of Redis's, which the schedule follows.",
+            [],
+            {(): self._clock.own_offset_seconds()},
+        )
 
     def add_job(self, name: str) -> None:
         self._job_seconds.labels(name)

@@ -5,7 +5,7 @@ same document, such as `fetchJob` or introspection, are left to Strawberry, in a
 """
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +17,17 @@ from graphql import (
     GraphQLObjectType,
     OperationDefinitionNode,
     OperationType,
+    get_location,
     get_named_type,
     get_operation_ast,
     get_variable_values,
 )
 from graphql.execution.collect_fields import FieldDetails, FragmentDetails, collect_fields, collect_subfields
 from graphql.execution.values import VariableValues
+from graphql.language.location import FormattedSourceLocation
 
 from server.compiled.json_sql import Member, Selected
-from server.compiled.plans import Call, FallBackToStrawberry, Plan, Root, snake_case, statements_of
+from server.compiled.plans import Call, FallBackToStrawberry, Outline, Plan, Root, snake_case, statements_of
 from server.compiled.rest import leave_to_strawberry
 from server.compiled.variables import NeedsCoercion, plain_readers, read_plain, split_arguments, variables_in
 from server.lru import DocumentCache
@@ -34,18 +36,10 @@ from server.reads.columns import READ, columns_of
 from server.reads.context import Context
 from server.reads.fields import ReadField
 from server.reads.selections import weigh
-from server.schema.documents import MAX_LENGTH, is_prepared, load_document, prepare, refuse_many_values, validate
+from server.schema.documents import MAX_LENGTH, load_document, refuse_many_values, validate
 from server.schema.root import Schema
 from shared.errors import QueryTooComplex, ServiceError
 from shared.storage.database import Statement
-
-
-class Unprepared(FallBackToStrawberry):
-    """The document is long and has not been validated yet: `Compiler.prepare` does that without holding the loop."""
-
-    def __init__(self, query: str) -> None:
-        super().__init__()
-        self.query = query
 
 
 class Compiler:
@@ -54,14 +48,8 @@ class Compiler:
         self._prepared = DocumentCache(self._prepare)
         self.plans = DocumentCache(self._plan)
 
-    async def prepare(self, query: str, run: Callable[[Callable[[], Any]], Awaitable[Any]]) -> None:
-        await prepare(query, self._schema, run)
-
     def plan_for(self, query: str, operation_name: str | None, variables: Mapping[str, Any] | None) -> Plan:
-        """Raises `FallBackToStrawberry`, `Unprepared`.
-
-        Plans are cached by the values of the variables in @skip and @include, too.
-        """
+        """Raises `FallBackToStrawberry`. Plans are cached by the values of the variables in @skip and @include, too."""
         if len(query) > MAX_LENGTH or len(operation_name or "") > MAX_LENGTH:
             raise FallBackToStrawberry
         prepared = self._prepared(query, operation_name)
@@ -103,8 +91,6 @@ class Compiler:
     def _prepare(self, query: str, operation_name: str | None) -> "_Prepared | None":
         try:
             document = load_document(query)
-            if not is_prepared(query, self._schema):
-                raise Unprepared(query)
             if validate(query, self._schema):
                 return None
         except (GraphQLError, ServiceError):
@@ -134,27 +120,27 @@ class Compiler:
         details = {name: FragmentDetails(node) for name, node in fragments.items()}
         collected = collect_fields(self._schema, details, switches, query_type, operation).grouped_field_set
         selection = _Selection(self._schema, details, switches, operation)
-        members: list[Root | str] = []
-        data_if_unavailable: dict[str, str | None] = {}
+        members: dict[str, Root | str] = {}
         left: dict[str, list[FieldNode]] = {}
         for key, found in collected.items():
             name = found[0].node.name.value
-            data_if_unavailable[key] = "Query" if name == "__typename" else None
             read = _read_of(query_type.fields.get(name))
             if name == "__typename":
-                members.append(f'"{key}":"Query"')
+                members[key] = f'"{key}":"Query"'
             elif read is None:
                 left[key] = [one.node for one in found]
             else:
-                members.append(_compile_root(selection, key, found, query_type.fields[name], read, fragments))
-        roots = [member for member in members if isinstance(member, Root)]
+                members[key] = _compile_root(selection, key, found, query_type.fields[name], read, fragments)
+        roots = [member for member in members.values() if isinstance(member, Root)]
         if not roots:
             raise FallBackToStrawberry
-        rest = leave_to_strawberry(operation, fragments, list(collected), left) if left else None
+        rest = leave_to_strawberry(operation, fragments, left) if left else None
         is_plain = all(call.variables is not None for root in roots for call in root.calls)
         readers = plain_readers(self._schema, operation.variable_definitions or ()) if is_plain else None
         label = label_of(found[0].node.name.value for found in collected.values())
-        return Plan(operation, tuple(members), rest, readers, data_if_unavailable, label)
+        empty = {key: (one if isinstance(one, str) else f'"{key}":null').encode() for key, one in members.items()}
+        locations = {root.member.key: root.locations for root in roots}
+        return Plan(operation, Outline(label, tuple(collected), empty, locations), members, rest, readers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,12 +190,17 @@ def _compile_root(
                 calls.append(_call(same, kind.fields[name], column.read, fragments))
                 children = select(inner, column.read.row_type, same, may_nest=False)
             elif column.row_type is not None:
-                children = select(inner, column.row_type, same, may_nest=False)
+                children = select(inner, column.row_type, same, may_nest=may_nest)
             selected.append(Selected(key, kind.name, column, children))
         return tuple(selected)
 
     children = select(get_named_type(definition.type), read.row_type, found, may_nest=not read.is_list)
-    return Root(Member(key, read, children), tuple(calls), tuple(one.node for one in found))
+    return Root(Member(key, read, children), tuple(calls), [_location(one.node) for one in found])
+
+
+def _location(node: FieldNode) -> FormattedSourceLocation:
+    assert node.loc is not None  # noqa: S101  documents are parsed with locations
+    return get_location(node.loc.source, node.loc.start).formatted
 
 
 def _call(

@@ -9,6 +9,9 @@ T = TypeVar("T")
 LONG = 1000
 "Characters of a document, or bytes of a body. Parsing and validating this many can block the event loop for 10 ms."
 
+IS_QUEUED = "document_is_queued"
+"The key in a request's scope that says that its document has already waited."
+
 
 class DocumentQueue:
     def __init__(self) -> None:

@@ -61,24 +61,24 @@ class Context:
             raise BadUserInput(f"tickers has {len(names)} names; accepted are {MAX_TICKERS}, or null for all.")
         return list(dict.fromkeys(map(self.ticker, self.settings.tickers if names is None else names)))
 
-    def rows(self, limit: int, width: int) -> int:
-        """Check the limit and count it towards the request's total. `width`: fields of a row.
-
-        Raises `BadUserInput`, `QueryTooComplex`.
-        """
+    def limit(self, limit: int) -> int:
+        """Raises `BadUserInput`."""
         if not 1 <= limit <= MAX_LIMIT:
             raise BadUserInput(f"limit is {limit}; accepted are 1 to {MAX_LIMIT}.")
-        self.rows_asked_for += limit
-        if self.rows_asked_for > MAX_ROWS:
-            raise QueryTooComplex(f"All fields of one request may ask for at most {MAX_ROWS} rows together.")
-        self.values_asked_for += limit * width
-        if self.values_asked_for > MAX_VALUES:
-            raise QueryTooComplex(f"All rows of one request may have at most {MAX_VALUES} values together.")
         return limit
 
-    def values_in_python(self, limit: int, width: int) -> None:
-        """Count what Strawberry reads and writes, in addition to `rows`. Raises `QueryTooComplex`."""
-        self.python_values += limit * max(width, MIN_PYTHON_WIDTH)
+    def count_rows(self, count: int, width: int) -> None:
+        """Count rows towards the request's total. `width`: fields of a row. Raises `QueryTooComplex`."""
+        self.rows_asked_for += count
+        if self.rows_asked_for > MAX_ROWS:
+            raise QueryTooComplex(f"All fields of one request may ask for at most {MAX_ROWS} rows together.")
+        self.values_asked_for += count * width
+        if self.values_asked_for > MAX_VALUES:
+            raise QueryTooComplex(f"All rows of one request may have at most {MAX_VALUES} values together.")
+
+    def count_values_in_python(self, count: int, width: int) -> None:
+        """Count what Strawberry reads and writes, in addition to `count_rows`. Raises `QueryTooComplex`."""
+        self.python_values += count * max(width, MIN_PYTHON_WIDTH)
         if self.python_values > MAX_PYTHON_VALUES:
             raise QueryTooComplex(
                 f"A request that PostgreSQL cannot answer alone, or with an error in one of its fields, may ask for at "

@@ -2,20 +2,24 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
-from starlette.responses import StreamingResponse
+from graphql import GraphQLError
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from server.feeds.price_feed import TooSlow
+from server.feeds.recent_prices import TooSlow
 from server.protection.holdings import Holding
+from server.schema.errors import as_graphql
 from server.subscriptions.operations import Refused
+from shared.errors import ServiceError
 
 KEEP_ALIVE_SECONDS = 12
 "Less than the 30 s after which proxies close a silent connection."
 
 _KEEP_ALIVE = ":\n\n"
 _COMPLETE = "event: complete\ndata:\n\n"
+_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
 
 
 def event_stream(answers: AsyncGenerator[str], closing: asyncio.Event, held: Holding) -> StreamingResponse:
@@ -23,18 +27,21 @@ def event_stream(answers: AsyncGenerator[str], closing: asyncio.Event, held: Hol
 
     `held`: what the stream takes of its client's budget.
     """
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return _Stream(_events(answers, closing), held, headers)
+    return _Stream(_events(answers, closing), held)
 
 
 class _Stream(StreamingResponse):
-    def __init__(self, events: AsyncGenerator[str], held: Holding, headers: dict[str, str]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers=headers)
+    def __init__(self, events: AsyncGenerator[str], held: Holding) -> None:
+        super().__init__(events, headers=_HEADERS)
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._held:
             await super().__call__(scope, receive, send)
+
+
+def refusing_stream(error: ServiceError) -> Response:
+    return Response(_refusal([as_graphql(error)]), headers=_HEADERS)
 
 
 async def _events(answers: AsyncGenerator[str], closing: asyncio.Event) -> AsyncGenerator[str]:
@@ -57,8 +64,7 @@ async def _events(answers: AsyncGenerator[str], closing: asyncio.Event) -> Async
                 yield _KEEP_ALIVE
         yield _COMPLETE
     except Refused as refused:
-        body = json.dumps({"errors": [error.formatted for error in refused.errors]})
-        yield f"event: next\ndata: {body}\n\n{_COMPLETE}"
+        yield _refusal(refused.errors)
     except TooSlow:
         return
     finally:
@@ -67,3 +73,8 @@ async def _events(answers: AsyncGenerator[str], closing: asyncio.Event) -> Async
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
         await answers.aclose()
+
+
+def _refusal(errors: Sequence[GraphQLError]) -> str:
+    body = json.dumps({"errors": [error.formatted for error in errors]})
+    return f"event: next\ndata: {body}\n\n{_COMPLETE}"

@@ -89,8 +89,9 @@ class EventWriters:
         return field, writer
 
     def write(self, writer: EventWriter, event: Any) -> str:
-        # A fetch changes only with its status. It is not hashable itself, because it holds lists.
-        key = writer.number, event if isinstance(event, Price) else (event.id, event.status)
+        # A fetch changes only with its status. It is not hashable itself, because it holds lists. Two prices are equal
+        # whatever their batch.
+        key = writer.number, (event, event.batch) if isinstance(event, Price) else (event.id, event.status)
         text = self._written.get(key)
         if text is None:
             text = writer(event)

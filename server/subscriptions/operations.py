@@ -7,7 +7,7 @@ document nor its variables: only the arguments of its field, and what its events
 import json
 from collections.abc import AsyncGenerator
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 from graphql import (
     DocumentNode,
@@ -18,12 +18,12 @@ from graphql import (
     get_operation_ast,
 )
 
-from server.feeds.price_feed import TooSlow
+from server.feeds.recent_prices import TooSlow
 from server.metrics import OK, REFUSED, TOO_SLOW, Metrics, code_of, operation_label
 from server.protection.admission import Admission
 from server.reads.context import Context
 from server.schema.documents import GraphQLRequest, load_document, prepare, validate
-from server.schema.errors import is_request_error, public_error, without_suggestions
+from server.schema.errors import as_graphql, is_request_error, public_error, without_suggestions
 from server.schema.executor import Executor
 from server.schema.root import Schema
 from server.subscriptions.event_writer import EventWriter, EventWriters
@@ -39,18 +39,32 @@ class Refused(Exception):
         self.errors = errors
 
 
+class Compiled(Protocol):
+    """See `server/compiled/execution.py`."""
+
+    async def text(self, context: Context, request: GraphQLRequest, admission: Admission) -> str | None:
+        """The answer of a compiled query; `None` if Strawberry has to answer. Raises `RateLimited`."""
+
+
 class Streams:
     """One for each process, because it shares what writes the events."""
 
-    def __init__(self, schema: Schema, metrics: Metrics) -> None:
+    def __init__(self, schema: Schema, compiled: Compiled, metrics: Metrics) -> None:
         self._schema = schema
+        self._compiled = compiled
         self._metrics = metrics
         self._writers = EventWriters()
 
-    async def answers(self, context: Context, request: GraphQLRequest, admission: Admission) -> AsyncGenerator[str]:
-        """Raises `Refused` before the first answer, and `TooSlow` when the subscriber is too far behind."""
+    async def answers(
+        self, context: Context, request: GraphQLRequest, admission: Admission, *, is_queued: bool = False
+    ) -> AsyncGenerator[str]:
+        """Raises `Refused` before the first answer, and `TooSlow` when the subscriber is too far behind.
+
+        `is_queued`: the document has already waited in the queue for long ones.
+        """
         try:
-            await admission.queue_document(len(request.query))
+            if not is_queued:
+                await admission.queue_document(len(request.query))
             await prepare(request.query, self._schema._schema, admission.run_document)
         except RateLimited as error:
             raise self._busy(error) from error
@@ -60,8 +74,10 @@ class Streams:
         operation = get_operation_ast(document, request.operation_name)
         if operation is not None and operation.operation is not OperationType.SUBSCRIPTION:
             try:
-                with admission.work():
-                    answer = await self._answer(context, request)
+                answer = await self._compiled.text(context, request, admission)
+                if answer is None:
+                    with admission.work():
+                        answer = await self._answer(context, request)
             except RateLimited as error:
                 raise self._busy(error) from error
             yield answer
@@ -122,7 +138,7 @@ class Streams:
 
     def _busy(self, error: RateLimited) -> Refused:
         self._metrics.ended(REFUSED, error.code)
-        return Refused([GraphQLError(str(error), original_error=error)])
+        return Refused([as_graphql(error)])
 
     def _refused(self, context: Context, request: GraphQLRequest, errors: list[GraphQLError]) -> Refused:
         self._metrics.ended(operation_label(self._schema._schema, request, errors), code_of(errors))
@@ -134,7 +150,7 @@ class Streams:
         except GraphQLError as error:
             return DocumentNode(), [public_error(error)]
         except ServiceError as error:
-            return DocumentNode(), [public_error(GraphQLError(str(error), original_error=error))]
+            return DocumentNode(), [as_graphql(error)]
         errors = validate(query, self._schema._schema)
         return document, [public_error(error) for error in errors]
 

@@ -15,9 +15,10 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, cast
 
 from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from server.transport.budget import AddressLogger, Budgeted
+from server.transport.upgrades import IgnoringUpgrades
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ _REASONS = {
 }
 
 
-class HttpProtocol(Budgeted, HttpToolsProtocol):
+class HttpProtocol(Budgeted, IgnoringUpgrades):
     cycle: RequestResponseCycle | None  # type: ignore[assignment]  # of the last request whose headers are complete
     scope: Any  # of the last request of which any byte has arrived, else `None`
 
@@ -95,8 +96,10 @@ class HttpProtocol(Budgeted, HttpToolsProtocol):
             self.transport.abort()
 
     def resume_writing(self) -> None:
+        """The client has read nearly all of what was written: an export may keep it busy for longer than a minute."""
         super().resume_writing()
         self.release()
+        self._unread_since = None
 
     @property
     def awaiting_since(self) -> float | None:
@@ -172,6 +175,8 @@ class HttpProtocol(Budgeted, HttpToolsProtocol):
     def _awaits(self) -> tuple[object, float]:
         """What the client has yet to send, or `None`, and for how many seconds the server waits for it."""
         cycle = self.cycle
+        if self.transport.is_closing():  # it has only to read the rest of the answer
+            return None, 0.0
         if cycle is None or cycle.response_complete:
             # While uvicorn's keep-alive timer runs, the connection is idle, and uvicorn closes it.
             return (self.scope or self, HEADERS_SECONDS) if self.timeout_keep_alive_task is None else (None, 0.0)

@@ -51,20 +51,25 @@ async def insert_missed_slots(
     return [MissedSlot(row["ticker"], row["slot"], GapReason(row["reason"]), row["detail"]) for row in stored]
 
 
-async def insert_unanswered(
-    pool: Pool, ticker: str, runs: Iterable[MissingRun], *, timeout: float = WRITE_SECONDS
-) -> None:
-    """Note that the chart has no answer for these slots, so that healing skips them; an earlier reason stays."""
-    sql = """
-        insert into missed_slots (ticker, slot, reason, unanswered)
-        select $1, slot, 'NOT_COLLECTED', true
-        from unnest($2::timestamptz[], $3::timestamptz[], $4::interval[]) as run (first, after, step)
-        cross join lateral generate_series(first, after - step, step) as slot
-        order by slot
-        on conflict (ticker, slot) do update
-        set unanswered = true
-        where not missed_slots.unanswered
+async def insert_unanswered(pool: Pool, ticker: str, runs: Iterable[MissingRun]) -> None:
+    """Note that no chart has an answer for these slots, so that healing skips them.
+
+    Forgets those from longer ago than HEAL_LOOKBACK_HOURS can reach.
     """
-    rows = [(run.first, run.end, run.interval) for run in runs]
+    sql = """
+        with old as (
+            delete from unanswered_runs
+            where ticker = $1
+              and until < now() - interval '9000 hours'
+              and not first = any($2::timestamptz[])
+        )
+        insert into unanswered_runs (ticker, first, until)
+        select $1, first, until
+        from unnest($2::timestamptz[], $3::timestamptz[]) as run (first, until)
+        order by first
+        on conflict (ticker, first) do update
+        set until = greatest(unanswered_runs.until, excluded.until)
+    """
+    rows = [(run.first, run.end) for run in runs]
     if rows:
-        await write(pool, sql, ticker, *columns(rows, 3), timeout=WRITE_SECONDS)
+        await write(pool, sql, ticker, *columns(rows, 2), timeout=WRITE_SECONDS)

@@ -1,7 +1,7 @@
 """Stored prices: one row per (ticker, timestamp), exact decimals, UTC instants."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -9,6 +9,7 @@ from typing import Any
 
 import asyncpg
 
+from shared.cursor import CURSOR_SQL, UNKNOWN_BATCH, Position, encode_cursor
 from shared.errors import PriceStale
 from shared.storage.database import WRITE_SECONDS, Pool, Statement, columns, fetch, write
 from shared.telemetry.traces import span
@@ -25,6 +26,7 @@ class Price:
     """A row of `prices`; its fields are the columns.
 
     `timestamp`: the instant that the price stands for. `observed_at`: the exchange's clock when it gave the price (µs).
+    `batch`: the statement that stored it (migration 0004), given by the database.
     """
 
     ticker: str
@@ -33,31 +35,32 @@ class Price:
     observed_at: datetime
     source: PriceSource
     testnet: bool
+    batch: int = field(default=UNKNOWN_BATCH, compare=False)
+
+    @property
+    def cursor(self) -> str:
+        return encode_cursor(Position(self.batch, self.timestamp, self.ticker))
 
 
-# By type of a field: what it is on the way to PostgreSQL, to JSON and from JSON. The enum travels as text, because
-# asyncpg would look its type up on every new connection.
-_SQL_TYPES = {str: "text", Decimal: "numeric", datetime: "timestamptz", PriceSource: "text", bool: "boolean"}
-_TO_JSON: dict[type, Callable[[Any], Any]] = {
-    str: str,
-    Decimal: str,
-    datetime: datetime.isoformat,
-    PriceSource: str,
-    bool: bool,
+# By type of a field: the SQL type, to JSON, from JSON. The enum travels as text, because asyncpg would look its type up
+# on every new connection.
+_CODECS: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
+    str: ("text", str, str),
+    Decimal: ("numeric", str, Decimal),
+    datetime: ("timestamptz", datetime.isoformat, datetime.fromisoformat),
+    PriceSource: ("text", str, PriceSource),
+    bool: ("boolean", bool, bool),
+    int: ("bigint", int, int),
 }
-_FROM_JSON: dict[type, Callable[[Any], Any]] = {
-    str: str,
-    Decimal: Decimal,
-    datetime: datetime.fromisoformat,
-    PriceSource: PriceSource,
-    bool: bool,
-}
-
-_TYPES: dict[str, Any] = {field.name: field.type for field in fields(Price)}
-_NAMES = ", ".join(_TYPES)
-_SOURCE = list(_TYPES).index("source")
+_TYPES: dict[str, Any] = {column.name: column.type for column in fields(Price)}
+_INSERTED = {name: kind for name, kind in _TYPES.items() if name != "batch"}
+_NAMES = ", ".join(_INSERTED)
 
 COLUMNS = ", ".join("source::text as source" if name == "source" else name for name in _TYPES)
+# The batch is not in the key's index: an answer without the cursor is an index-only scan.
+WITH_CURSOR = f"{COLUMNS}, {CURSOR_SQL} as cursor"
+FIELDS = (*_INSERTED, "cursor")
+"The columns of a price in an answer."
 
 STALE_INTERVALS = 2
 "A ticker without a new price for this many intervals is stale."
@@ -87,7 +90,7 @@ def latest_prices(tickers: Sequence[str]) -> Statement:
 def price_history(ticker: str, before: datetime | None, limit: int) -> Statement:
     """Newest first; `before` is exclusive."""
     sql = f"""
-        select {COLUMNS}
+        select {WITH_CURSOR}
         from prices
         where ticker = $1
           and timestamp < coalesce($2, 'infinity'::timestamptz)
@@ -100,7 +103,7 @@ def price_history(ticker: str, before: datetime | None, limit: int) -> Statement
 def prices_in_period(ticker: str, from_dt: datetime, to_dt: datetime, after: datetime | None, limit: int) -> Statement:
     """Oldest first; both bounds inclusive, `after` exclusive."""
     sql = f"""
-        select {COLUMNS}
+        select {WITH_CURSOR}
         from prices
         where ticker = $1
           and timestamp >= $2
@@ -118,7 +121,7 @@ def tickers(names: Sequence[str], interval_seconds: int) -> Statement:
         select
             wanted.name,
             $2::integer as interval_seconds,
-            {", ".join(f"latest.{name} as latest_{name}" for name in _TYPES)},
+            {", ".join(f"latest.{name} as latest_{name}" for name in (*_TYPES, "cursor"))},
             extract(epoch from now() - latest.timestamp)::float8 as lag_seconds,
             coalesce(now() - latest.timestamp > interval '{STALE_INTERVALS} s' * $2, true) as stale,
             oldest.timestamp as first_timestamp,
@@ -130,7 +133,7 @@ def tickers(names: Sequence[str], interval_seconds: int) -> Statement:
         from unnest($1::text[]) with ordinality as wanted (name, position)
         left join dropped_prices on dropped_prices.ticker = wanted.name collate "C"
         left join lateral (
-            select {COLUMNS}
+            select {WITH_CURSOR}
             from prices
             where prices.ticker = wanted.name collate "C"
             order by timestamp desc
@@ -151,7 +154,7 @@ def tickers(names: Sequence[str], interval_seconds: int) -> Statement:
 
 
 _LATEST_PRICE = f"""
-    select {COLUMNS}
+    select {WITH_CURSOR}
     from prices
     where ticker = $1
     order by timestamp desc
@@ -161,7 +164,7 @@ _LATEST_PRICES = f"""
     select latest.*
     from unnest($1::text[]) with ordinality as wanted (ticker, position)
     cross join lateral (
-        select {COLUMNS}
+        select {WITH_CURSOR}
         from prices
         where prices.ticker = wanted.ticker collate "C"
         order by timestamp desc
@@ -172,8 +175,8 @@ _LATEST_PRICES = f"""
 
 
 def _price_stale(row: asyncpg.Record) -> PriceStale:
-    ticker, age, max_age = row["ticker"], row["age_seconds"], row["max_age_seconds"]
-    return PriceStale(f"The newest price of {ticker} is {age} s old, not {max_age} s.")
+    ticker, age = row["ticker"], row["age_seconds"]
+    return PriceStale(f"The newest price of {ticker} is {age} s old, not {row['max_age_seconds']} s.")
 
 
 async def select_latest_prices(pool: Pool, tickers: Sequence[str]) -> list[Price]:
@@ -195,18 +198,18 @@ async def select_observed_tickers(pool: Pool, tickers: Sequence[str], slot: date
 async def insert_prices(pool: Pool, prices: Iterable[Price], *, timeout: float = WRITE_SECONDS) -> list[Price]:
     """Store prices in one statement; returns those that were new.
 
-    Idempotent: an existing row stays, with one exception. An observation replaces a chart average, because the slot of
-    a late observation (PostgreSQL was unavailable) may have been healed meanwhile.
+    Idempotent: an existing row stays, but an observation replaces a chart average, because the slot of a late
+    observation (PostgreSQL was unavailable) may have been healed meanwhile.
     """
     sql = f"""
         insert into prices ({_NAMES})
-        select {", ".join("source::price_source" if name == "source" else name for name in _TYPES)}
-        from unnest({", ".join(f"${n}::{_SQL_TYPES[kind]}[]" for n, kind in enumerate(_TYPES.values(), 1))})
+        select {", ".join("source::price_source" if name == "source" else name for name in _INSERTED)}
+        from unnest({", ".join(f"${n}::{_CODECS[kind][0]}[]" for n, kind in enumerate(_INSERTED.values(), 1))})
             as fresh ({_NAMES})
         -- Two writers that lock the same rows in the same order cannot deadlock.
         order by timestamp, ticker collate "C"
         on conflict (ticker, timestamp) do update
-        set {", ".join(f"{name} = excluded.{name}" for name in _TYPES if name not in {"ticker", "timestamp"})}
+        set {", ".join(f"{name} = excluded.{name}" for name in _INSERTED if name not in {"ticker", "timestamp"})}
         where prices.source = 'BACKFILLED'
           and excluded.source <> 'BACKFILLED'
         returning {COLUMNS}
@@ -215,24 +218,24 @@ async def insert_prices(pool: Pool, prices: Iterable[Price], *, timeout: float =
     unique: dict[tuple[str, datetime], Price] = {}
     for price in sorted(prices, key=lambda p: (p.source is PriceSource.BACKFILLED, p.observed_at)):
         unique.setdefault((price.ticker, price.timestamp), price)
-    rows = [tuple(getattr(price, name) for name in _TYPES) for price in unique.values()]
-    if not rows:
+    if not unique:
         return []
+    rows = [tuple(getattr(price, name) for name in _INSERTED) for price in unique.values()]
     with span("insert prices", "client", db__system__name="postgresql", prices=len(rows)):
-        return [price_of(row) for row in await write(pool, sql, *columns(rows, len(_TYPES)), timeout=timeout)]
+        return [price_of(row) for row in await write(pool, sql, *columns(rows, len(_INSERTED)), timeout=timeout)]
 
 
 def dump_price(price: Price) -> dict[str, Any]:
-    """A price as JSON for Redis. The digits are text, because JSON has no exact numbers."""
-    return {name: _TO_JSON[kind](getattr(price, name)) for name, kind in _TYPES.items()}
+    """As JSON for Redis. The digits are text, because JSON has no exact numbers."""
+    return {name: _CODECS[kind][1](getattr(price, name)) for name, kind in _TYPES.items()}
 
 
 def load_price(record: dict[str, Any]) -> Price:
-    return Price(**{name: _FROM_JSON[kind](record[name]) for name, kind in _TYPES.items()})
+    """Also a record of the release before, which has no batch."""
+    return Price(**{name: _CODECS[kind][2](record[name]) for name, kind in _TYPES.items() if name in record})
 
 
 def price_of(row: Iterable[Any]) -> Price:
-    """From the values of `COLUMNS`."""
-    values = list(row)
-    values[_SOURCE] = PriceSource(values[_SOURCE])
-    return Price(*values)
+    """From a row that begins with the values of `COLUMNS`."""
+    ticker, price, timestamp, observed_at, source, testnet, batch = list(row)[: len(_TYPES)]
+    return Price(ticker, price, timestamp, observed_at, PriceSource(source), testnet, batch)

@@ -68,7 +68,7 @@ def create_formatter(settings: Settings, *processors: Processor, colors: bool = 
             add_logger_name,
             format_exc_info,
             _in_order,
-            _MaskSecrets(settings),
+            _mask_secrets(settings),
             *renderers,
         ]
     )
@@ -89,29 +89,26 @@ def _in_order(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
     return {key: line[key] for key in keys if key not in left_out and line.get(key) is not None}
 
 
-class _MaskSecrets:
+def _mask_secrets(settings: Settings) -> Processor:
     """Keeps secrets out of every line: a driver's exception may quote the URL that it was given."""
+    literals = sorted(set(_secrets(settings)), key=len, reverse=True)
+    secrets = re.compile("|".join(map(re.escape, literals)) or r"(?!)")
 
-    def __init__(self, settings: Settings) -> None:
-        secrets = sorted(set(_secrets(settings)), key=len, reverse=True)
-        self._secrets = re.compile("|".join(map(re.escape, secrets)) or r"(?!)")
+    def mask_text(text: str) -> str:
+        text = _URL_PASSWORD.sub(r"\1:***@", secrets.sub("***", text))
+        return _PARAMETER.sub(r"\1***", text)
 
-    def __call__(self, _: WrappedLogger, __: str, line: EventDict) -> EventDict:
-        return {key: self._mask(value) for key, value in line.items()}
-
-    def _mask(self, value: Any) -> Any:
+    def mask(value: Any) -> Any:
         """The same value as JSON can hold it; a value of an unknown type becomes its text."""
         if value is None or isinstance(value, bool | int | float):
             return value
         if isinstance(value, dict):
-            return {self._text(str(key)): self._mask(member) for key, member in value.items()}
+            return {mask_text(str(key)): mask(member) for key, member in value.items()}
         if isinstance(value, list | tuple):
-            return [self._mask(member) for member in value]
-        return self._text(str(value))
+            return [mask(member) for member in value]
+        return mask_text(str(value))
 
-    def _text(self, text: str) -> str:
-        text = _URL_PASSWORD.sub(r"\1:***@", self._secrets.sub("***", text))
-        return _PARAMETER.sub(r"\1***", text)
+    return lambda _, __, line: {key: mask(value) for key, value in line.items()}
 
 
 def _secrets(settings: Settings) -> Iterator[str]:

@@ -1,17 +1,21 @@
 """`heal_gaps` with the simulator's chart: what it fills, what it leaves open, and which charts it requests."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx
 import pytest
 
 from shared.grid import slot_of
+from shared.queue.deferred import defer
 from shared.storage.coverage import Coverage
 from shared.storage.database import fetch
-from shared.storage.missed_slots import GapReason, MissedSlot, insert_missed_slots
+from shared.storage.gaps import select_missing_runs
+from shared.storage.missed_slots import GapReason, MissedSlot, MissingRun, insert_missed_slots
 from shared.storage.prices import Price, PriceSource, insert_prices
 from tests.integration.examples import (
     MINUTE,
@@ -22,8 +26,11 @@ from tests.integration.examples import (
     select_unanswered,
 )
 from tests.reads import select_coverage, select_first_timestamps, select_gaps
+from tests.unit.replies import reply
 from worker.context import Worker
+from worker.exchange.http import create_http
 from worker.jobs.healing import heal_gaps
+from worker.runner import create_worker
 from worker.simulator.app import Simulator
 from worker.simulator.faults import Fault
 from worker.simulator.prices import chart_price
@@ -82,7 +89,7 @@ async def test_gaps_are_filled_from_the_chart_with_one_request_per_ticker_and_ra
     assert charts_asked_for(simulator) == {"btc_usd": 2, "eth_usd": 1}
 
 
-async def test_slots_between_the_charts_points_are_recorded_and_not_requested_again(
+async def test_a_chart_coarser_than_the_grid_fills_nothing_and_is_not_requested_again(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any]
 ) -> None:
     step = timedelta(seconds=10)
@@ -95,20 +102,109 @@ async def test_slots_between_the_charts_points_are_recorded_and_not_requested_ag
 
     await heal_gaps(ctx)
 
-    healed = [averaged(slot, OLDER) for slot in missing[::6]]
-    assert await select_all_prices(worker.pool) == sorted(observed + healed, key=lambda price: price.timestamp)
-    unanswered = [slot for slot in missing if slot not in missing[::6]]
-    others = [MissedSlot("btc_usd", slot, GapReason.NOT_COLLECTED) for slot in unanswered[1:]]
-    assert await select_all_missed_slots(worker.pool) == [known, *others]
-    assert await select_unanswered(worker.pool) == unanswered
+    assert await select_all_prices(worker.pool) == observed
+    assert await select_all_missed_slots(worker.pool) == [known]
+    assert await select_unanswered(worker.pool) == [(gap, missing[-1] + step)]
     assert charts_asked_for(simulator) == {"btc_usd": 1}
-    counted = {"healed": len(healed), "unanswered": len(unanswered)}
-    for name, count in counted.items():
+    for name, count in {"healed": 0, "unanswered": 18}.items():
         metric = f"deribit_collector_slots_{name}_total"
         assert worker.metrics.registry.get_sample_value(metric, {"ticker": "btc_usd"}) == count
 
     await heal_gaps(ctx)
     assert charts_asked_for(simulator) == {"btc_usd": 1}
+
+
+def charts(**points: Sequence[datetime]) -> tuple[httpx.MockTransport, list[str]]:
+    """An exchange whose chart of a range has these points, and the ranges that were requested."""
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.params["range"])
+        times = points.get("_" + asked[-1], [])
+        entries = ",".join(f"[{round(at.timestamp() * 1000)},91000.5]" for at in times)
+        return httpx.Response(200, content=reply(f"[{entries}]"))
+
+    return httpx.MockTransport(answer), asked
+
+
+async def test_a_slot_is_unanswered_when_no_chart_around_it_has_a_point(worker: Worker, ctx: dict[str, Any]) -> None:
+    worker.settings = worker.settings.model_copy(update={"tickers": ("btc_usd",)})
+    now = slot_of(datetime.now(UTC), MINUTE)
+    missing = [now - MINUTE * n for n in (50, 40, 30, 20)]
+    observed = await collect(worker, "btc_usd", now - HOUR, missing)
+    minutes = [now - MINUTE * n for n in range(59, -1, -1)]
+    hour = [at for at in minutes if at not in missing[:3]]
+    day = [at - 23 * HOUR for at in minutes] + [at for at in minutes[:25] if at != missing[0]]  # ends 35 minutes ago
+    transport, asked = charts(_1h=hour, _1d=day)
+    async with create_http(worker.settings, transport) as http:
+        worker.http = http
+        await heal_gaps(ctx)
+        assert asked == ["1h", "1d", "2d"], "the hour's holes are looked for in the next charts"
+        healed = {missing[1], missing[3]}
+        assert {p.timestamp for p in await select_all_prices(worker.pool)} == {p.timestamp for p in observed} | healed
+        # An empty chart, or one that ends before the slot, is no answer.
+        assert await select_unanswered(worker.pool) == []
+
+
+async def test_a_slot_that_every_fine_chart_left_open_is_unanswered(worker: Worker, ctx: dict[str, Any]) -> None:
+    worker.settings = worker.settings.model_copy(update={"tickers": ("btc_usd",)})
+    now = slot_of(datetime.now(UTC), MINUTE)
+    missing = [now - MINUTE * 40, now - MINUTE * 39]
+    await collect(worker, "btc_usd", now - HOUR, missing)
+    minutes = [now - MINUTE * n for n in range(59, -1, -1) if now - MINUTE * n not in missing]
+    coarse = [now - HOUR * n for n in range(47, -1, -1)]
+    transport, asked = charts(_1h=minutes, _1d=minutes, _2d=coarse)
+    async with create_http(worker.settings, transport) as http:
+        worker.http = http
+        await heal_gaps(ctx)
+        assert asked == ["1h", "1d", "2d"]
+        assert await select_unanswered(worker.pool) == [(missing[0], missing[1] + MINUTE)]
+        await heal_gaps(ctx)
+        assert asked == ["1h", "1d", "2d"]
+
+
+async def test_a_day_of_missed_seconds_costs_the_event_loop_no_more_than_an_hour(
+    worker: Worker, ctx: dict[str, Any]
+) -> None:
+    """86,400 slots, each with a reason of its own, are one run."""
+    worker.settings = worker.settings.model_copy(update={"fetch_interval_seconds": 1, "tickers": ("btc_usd",)})
+    now = slot_of(datetime.now(UTC), timedelta(seconds=1))
+    since = now - 30 * HOUR
+    await insert_schedule_rows(worker.pool, [("btc_usd", since, 1)])
+    await fetch(
+        worker.pool,
+        """
+        insert into missed_slots (ticker, slot, reason, detail)
+        select 'btc_usd', slot, 'EXCHANGE_ERROR', 'HTTP_502: ' || extract(second from slot)::int % 2
+        from generate_series($1::timestamptz, $2, '1 second') as slot
+        """,
+        now - 24 * HOUR,
+        now,
+        timeout=30,
+    )
+    [run] = await select_missing_runs(worker.pool, "btc_usd", now - 24 * HOUR, now, now)
+    assert run == MissingRun(now - 24 * HOUR, now, timedelta(seconds=1))
+
+    day = [now - MINUTE * n for n in range(1439, -1, -1)]
+    transport, asked = charts(_1h=day[-60:], _1d=day)
+    async with create_http(worker.settings, transport) as http:
+        worker.http = http
+        cpu = time.process_time()
+        await heal_gaps(ctx)
+        assert time.process_time() - cpu < 0.5
+        assert asked == ["1h", "1d"]
+        assert len(await select_unanswered(worker.pool)) == 2
+        assert await select_all_prices(worker.pool) == []
+
+
+async def test_a_pass_heals_the_newest_runs_and_the_next_pass_the_others(worker: Worker) -> None:
+    now = slot_of(datetime.now(UTC), MINUTE)
+    await collect(worker, "btc_usd", now - HOUR, [now - MINUTE * n for n in (10, 20, 21, 30)])
+    period = (now - HOUR, now, now)
+    assert await select_missing_runs(worker.pool, "btc_usd", *period, limit=2) == [
+        MissingRun(now - MINUTE * 10, now - MINUTE * 9, MINUTE),
+        MissingRun(now - MINUTE * 21, now - MINUTE * 19, MINUTE),
+    ]
 
 
 @pytest.mark.parametrize("kind", ["bad_gateway", "maintenance", "wrong_shape", "nan", "half_json"])
@@ -153,9 +249,8 @@ async def test_a_fresh_database_starts_with_a_whole_day_of_the_chart(
     for ticker in TICKERS:
         expected = (slot_of(before, MINUTE) - first[ticker]) // MINUTE
         assert 1438 <= expected <= 1440
-        assert await select_coverage(worker.pool, ticker, before - 48 * HOUR, before, before) == Coverage(
-            expected, expected
-        )
+        covered = await select_coverage(worker.pool, ticker, before - 48 * HOUR, before, before)
+        assert covered == Coverage(expected, expected, averaged=expected)
     assert charts_asked_for(simulator) == {"btc_usd": 2, "eth_usd": 2}
     # The hour's boundary moved while the chart was read: a minute on either side of it may be from either range.
     for price in await select_all_prices(worker.pool):
@@ -182,7 +277,21 @@ async def test_a_failed_first_fill_is_done_in_the_next_run(
     assert await select_schedules(worker) == [(ticker, first[ticker], True) for ticker in TICKERS]
 
 
-async def test_a_past_with_holes_is_shown_but_not_expected_to_be_whole(worker: Worker, ctx: dict[str, Any]) -> None:
+async def test_a_past_that_the_chart_has_in_part_begins_where_it_is_whole(worker: Worker, ctx: dict[str, Any]) -> None:
+    """A grid of ten seconds: the chart of an hour is fine enough, the chart of a day is not."""
+    worker.settings = worker.settings.model_copy(
+        update={"fetch_interval_seconds": 10, "heal_lookback_hours": 2, "tickers": ("btc_usd",)}
+    )
+    await heal_gaps(ctx)
+
+    [(_, since, is_filled)] = await select_schedules(worker)
+    assert is_filled
+    assert HOUR - MINUTE <= worker.first_slot - since <= HOUR + MINUTE
+    shown = [price.timestamp for price in await select_all_prices(worker.pool)]
+    assert shown[0] == since
+
+
+async def test_a_past_without_a_chart_as_fine_as_the_grid_is_not_expected(worker: Worker, ctx: dict[str, Any]) -> None:
     worker.settings = worker.settings.model_copy(
         update={"fetch_interval_seconds": 1, "heal_lookback_hours": 1, "tickers": ("btc_usd",)}
     )
@@ -190,12 +299,26 @@ async def test_a_past_with_holes_is_shown_but_not_expected_to_be_whole(worker: W
 
     first_slot = worker.first_slot
     assert await select_schedules(worker) == [("btc_usd", first_slot, True)]
-    assert await select_coverage(worker.pool, "btc_usd", first_slot - 2 * HOUR, first_slot, first_slot) == Coverage(
-        0, 0
-    )
-    shown = [price for price in await select_all_prices(worker.pool) if price.timestamp < first_slot - MINUTE]
-    assert 580 <= len(shown) <= 600
-    assert shown == [averaged(price.timestamp, RECENT) for price in shown]
+    covered = await select_coverage(worker.pool, "btc_usd", first_slot - 2 * HOUR, first_slot, first_slot)
+    assert covered == Coverage(0, 0)
+    assert await select_all_prices(worker.pool) == []
+
+
+async def test_healing_waits_for_deferred_prices_and_leaves_them_to_their_job(
+    worker: Worker, simulator: Simulator, ctx: dict[str, Any]
+) -> None:
+    now = slot_of(datetime.now(UTC), MINUTE)
+    await collect(worker, "btc_usd", now - HOUR, [now - MINUTE * 5])
+    late = example_price(now - MINUTE * 5)
+    await defer(worker.redis, [late], [])
+    before = await select_all_prices(worker.pool)
+
+    await heal_gaps(ctx)
+    assert (await select_all_prices(worker.pool), charts_asked_for(simulator)) == (before, {})
+    assert await create_worker(worker, burst=True, handle_signals=False).run_check() == 1
+    assert late in await select_all_prices(worker.pool)
+    await heal_gaps(ctx)
+    assert late in await select_all_prices(worker.pool)
 
 
 async def test_two_workers_that_heal_at_once_leave_one_row_for_each_slot(worker: Worker, ctx: dict[str, Any]) -> None:
