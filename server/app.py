@@ -20,13 +20,14 @@ from server.http.endpoint import GraphQLView
 from server.http.export import Exports
 from server.http.headers import ResponseHeaders
 from server.http.health import livez, readyz
+from server.http.hosts import Hosts
 from server.http.pages import GraphiQLInBrowsers, Pages
 from server.http.prometheus import metrics
 from server.http.sdl import sdl
 from server.metrics import CountedSockets, Metrics, all_labels
 from server.protection.admission import Admission, measured
 from server.protection.auth import Access
-from server.protection.holdings import Holdings
+from server.protection.holdings import Holdings, followers, traffic
 from server.schema.persisted_queries import PersistedQueries
 from server.schema.root import schema
 from server.standbys import open_reading
@@ -55,7 +56,8 @@ class State(TypedDict):
     access: Access
     feeds: Feeds
     admission: Admission
-    holdings: Holdings
+    followers: Holdings
+    traffic: Holdings
     streams: Streams
     metrics: Metrics
     closing: asyncio.Event
@@ -94,7 +96,8 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
                 "access": access,
                 "feeds": feeds,
                 "admission": admission,
-                "holdings": Holdings(),
+                "followers": followers(limits.sockets),
+                "traffic": traffic(),
                 "streams": streams,
                 "metrics": counted,
                 "closing": closing,
@@ -112,7 +115,7 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
     def put_in_front(app: ASGIApp) -> ASGIApp:
         """Compiled queries skip Starlette's own layers, which take as long as a whole such query."""
         behind = ProxyHeadersMiddleware(ResponseHeaders(app), list(settings.forwarded_allow_ips))  # type: ignore[arg-type]  # uvicorn's types
-        return CompiledQueries(behind, compiled, persisted, counted)  # type: ignore[arg-type]
+        return Hosts(CompiledQueries(behind, compiled, persisted, counted), settings)  # type: ignore[arg-type]
 
     app = API(
         put_in_front,

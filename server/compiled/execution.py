@@ -59,23 +59,27 @@ class Compiled:
         self._metrics.plan_misses += is_miss
         self._metrics.plan_hits += not is_miss
         if plan.rest is not None:
-            return Request(b"", plan.outline, flight, identity, plan.rest, asked.variables)
-        request = Request(key, plan.outline, flight, identity, None, None)
+            return Request(b"", plan.outline, flight, identity, plan.rest, asked.variables, context.rows_asked_for)
+        request = Request(key, plan.outline, flight, identity, None, None, context.rows_asked_for)
         self.answers.remember(request)
         return request
 
     async def answer(
         self, context: Context, admission: Admission, request: Request, began: float, tags: str | None = None
     ) -> Answer:
-        """`began`: when it was asked, by `perf_counter`. `tags`: of If-None-Match. Raises `FallBackToStrawberry`."""
+        """`began`: when it was asked, by `perf_counter`. `tags`: of If-None-Match.
+
+        Raises `FallBackToStrawberry`, `RateLimited`.
+        """
         outline = request.outline
         errors: list[GraphQLFormattedError] = []
         admission.under_way += 1
         try:
-            if request.rest is None:
-                answer = await self.answers.answer(context.pool, request, tags)
-            else:
-                answer, errors = await self._join(context, request, request.rest)
+            async with admission.heavy_reads.place(request.rows):
+                if request.rest is None:
+                    answer = await self.answers.answer(context.pool, request, tags)
+                else:
+                    answer, errors = await self._join(context, request, request.rest)
         except StorageUnavailable as error:
             errors = _unavailable(outline, error)
             answer = _written(outline, outline.empty_members, errors)

@@ -129,7 +129,7 @@ class GraphQLView:
             raise _mutation_by_get()
         state = request.state
         answers = state.streams.answers(context, asked, state.admission, is_queued=True)
-        held = state.holdings.hold(context.client, SOCKET_BYTES + SUBSCRIPTION_BYTES)
+        held = state.followers.hold(context.client, SOCKET_BYTES + SUBSCRIPTION_BYTES)
         return event_stream(answers, state.closing, held)
 
 
@@ -146,16 +146,8 @@ def _is_mutation(asked: GraphQLRequest) -> bool:
 
 
 def _context(request: Request) -> Context:
-    state, scope = request.state, request.scope
-    return Context(
-        state.pool,
-        state.redis,
-        state.settings,
-        is_authenticated(scope),
-        state.feeds,
-        client=client_of(scope),
-        turns=state.admission.turns,
-    )
+    scope = request.scope
+    return Context.of(scope, client_of(scope), is_authenticated=is_authenticated(scope))
 
 
 def _json_response(answer: object, status: int, media_type: bytes | None) -> Response:

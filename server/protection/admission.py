@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
 from server.protection.document_queue import LONG, DocumentQueue
+from server.protection.heavy_reads import HeavyReads
 from server.protection.turns import Turns
 from shared.errors import RateLimited
 from shared.storage.database import DEADLINE_SECONDS, Pool
@@ -51,6 +52,8 @@ class Admission:
         self.under_way = 0
         self.refused = 0
         self.turns = Turns()
+        "For all that requests and messages make the event loop do in Python."
+        self.heavy_reads = HeavyReads()
         self._pool = pool
         self._lag = 0.0
         self._queue = DocumentQueue()

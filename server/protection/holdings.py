@@ -1,5 +1,7 @@
-"""One budget, in bytes, for everything that clients make the process keep: sockets, streams, subscriptions, bodies of
-requests that wait, and answers that are being sent. Beyond it, the newest asker is refused.
+"""Budgets, in bytes, for what clients make the process keep. Beyond its budget, the newest asker is refused.
+
+Followers (sockets, event streams and their subscriptions) and traffic (answers that wait for their reader, and requests
+that are not complete) have budgets of their own, so that a client with many followers can still ask.
 """
 
 from collections import Counter
@@ -8,28 +10,20 @@ from typing import Self
 
 from shared.errors import RateLimited
 
-MIB = 1024 * 1024
-PROCESS_BYTES = 100 * MIB
-"The 5,000 sockets of one process, with a subscription each."
+KIB, MIB = 1024, 1024 * 1024
 
-CLIENT_BYTES = 48 * MIB
-"So that one client leaves half of the sockets to the others."
+SOCKET_BYTES = 24 * KIB
+"A socket or an event stream, with its buffers and tasks; without its subscriptions."
 
-SOCKET_BYTES = 16 * 1024
-"A connection that is kept, with its buffers and tasks; without its operations."
-
-SUBSCRIPTION_BYTES = 4 * 1024
-"Besides the names that its events repeat."
-
+SUBSCRIPTION_BYTES = 6 * KIB
 RETRY_SECONDS = 5
 
 
 class Holdings:
-    """One for each process."""
+    """One of a kind for each process."""
 
-    def __init__(self, process_bytes: int = PROCESS_BYTES, client_bytes: int = CLIENT_BYTES) -> None:
+    def __init__(self, process_bytes: int, client_bytes: int) -> None:
         self.total = 0
-        self.refused = 0
         self._process_bytes = process_bytes
         self._client_bytes = client_bytes
         self._clients: Counter[str] = Counter()
@@ -37,14 +31,12 @@ class Holdings:
     def hold(self, client: str, size: int) -> "Holding":
         """`client`: see `client_of`. Raises `RateLimited`. The holding ends with its `with` block, or by `release`."""
         if self._clients[client] + size > self._client_bytes:
-            self.refused += 1
             raise RateLimited(
-                f"One client may hold {self._client_bytes // MIB} MiB of this server's memory, with all its sockets, "
-                "subscriptions and answers together; close some.",
+                f"One client may hold {self._client_bytes / MIB:g} MiB of this server's memory with its sockets and "
+                "subscriptions; close some.",
                 RETRY_SECONDS,
             )
         if self.total + size > self._process_bytes:
-            self.refused += 1
             raise RateLimited("The server has no memory left for more clients; try again later.", RETRY_SECONDS)
         self._clients[client] += size
         self.total += size
@@ -73,3 +65,13 @@ class Holding:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.release()
+
+
+def followers(sockets: int) -> Holdings:
+    """For that many sockets, with a subscription each, of which one client may have two fifths."""
+    size = sockets * (SOCKET_BYTES + SUBSCRIPTION_BYTES)
+    return Holdings(size, max(size * 2 // 5, SOCKET_BYTES + SUBSCRIPTION_BYTES))
+
+
+def traffic() -> Holdings:
+    return Holdings(process_bytes=48 * MIB, client_bytes=24 * MIB)

@@ -2,12 +2,16 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Self
 
 import strawberry
 from arq.connections import ArqRedis
+from starlette.types import Scope
 
 from server.feeds.background import Feeds
+from server.protection.admission import Admission
 from server.protection.auth import UNKNOWN_CLIENT
+from server.protection.heavy_reads import HeavyReads
 from server.protection.request_budget import RequestBudget
 from server.protection.turns import Turns
 from shared.config.settings import Settings
@@ -44,9 +48,19 @@ class Context:
     "For the limit of fetches."
     turns: Turns = field(default_factory=Turns)
     "The process's, for rows that are read in Python."
+    heavy_reads: HeavyReads = field(default_factory=HeavyReads)
+    "The process's."
     rows_asked_for: int = field(default=0, init=False)
     values_asked_for: int = field(default=0, init=False)
     python_values: int = field(default=0, init=False)
+
+    @classmethod
+    def of(cls, scope: Scope, client: str, *, is_authenticated: bool) -> Self:
+        """For a request, or an operation of a socket."""
+        state = scope["state"]
+        admission: Admission = state["admission"]
+        shared = (state["pool"], state["redis"], state["settings"])
+        return cls(*shared, is_authenticated, state["feeds"], client, admission.turns, admission.heavy_reads)
 
     def ticker(self, name: str) -> str:
         """The index name as it is stored. Raises `UnknownTicker`."""
@@ -76,13 +90,13 @@ class Context:
         if self.values_asked_for > MAX_VALUES:
             raise QueryTooComplex(f"All rows of one request may have at most {MAX_VALUES} values together.")
 
-    def count_values_in_python(self, count: int, width: int) -> None:
-        """Count what Strawberry reads and writes, in addition to `count_rows`. Raises `QueryTooComplex`."""
-        self.python_values += count * max(width, MIN_PYTHON_WIDTH)
+    def count_values_in_python(self, rows: int, width: int) -> None:
+        """Count what Strawberry has to write of the rows that were found. Raises `QueryTooComplex`."""
+        self.python_values += rows * max(width, MIN_PYTHON_WIDTH)
         if self.python_values > MAX_PYTHON_VALUES:
             raise QueryTooComplex(
-                f"A request that PostgreSQL cannot answer alone, or with an error in one of its fields, may ask for at "
-                f"most {MAX_PYTHON_VALUES} values together: rows times their fields. Ask for fewer, or in parts."
+                f"A request that PostgreSQL cannot answer alone, or with an error in one of its fields, may have "
+                f"at most {MAX_PYTHON_VALUES} values together: rows times their fields. Ask for fewer rows."
             )
 
     @cached_property

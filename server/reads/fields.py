@@ -72,8 +72,9 @@ def read_field(
             parent = (root.statement,) if is_nested else ()
             context, width = info.context, _width(info)
             statement = read.statement(context, given, width, *parent)
-            context.count_values_in_python(read.rows_asked_for(context, given), width)
-            rows = await fetch(context.pool, statement.sql, *statement.parameters)
+            async with context.heavy_reads.place(read.rows_asked_for(context, given)):
+                rows = await fetch(context.pool, statement.sql, *statement.parameters)
+            context.count_values_in_python(len(rows), width)
             objects = _objects(rows, read.row_type, statement)
             return _in_turns(objects, context.turns) if read.is_list else next(objects, None)
 

@@ -1,7 +1,7 @@
 """Limits on documents: each is parsed and weighed once, before it is validated or executed."""
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 from graphql import (
@@ -11,6 +11,7 @@ from graphql import (
     GraphQLSchema,
     GraphQLSyntaxError,
     OperationDefinitionNode,
+    Source,
     parse,
     specified_rules,
 )
@@ -88,7 +89,22 @@ def load_document(query: str) -> DocumentNode:
     """Raises `GraphQLSyntaxError`, `QueryTooComplex`."""
     if len(query) > MAX_LENGTH:
         raise QueryTooComplex(f"A document may have at most {MAX_LENGTH} characters.")
-    return _parse(query)
+    found = _parse(query)
+    if isinstance(found, DocumentNode):
+        return found
+    raise found()
+
+
+def _parse_or_refuse(query: str) -> DocumentNode | Callable[[], Exception]:
+    """The document, or what makes its error. (One error that is raised repeatedly would keep its traceback.)"""
+    try:
+        return _parse_uncached(query)
+    except QueryTooComplex as error:
+        return partial(QueryTooComplex, str(error))
+    except GraphQLSyntaxError as error:
+        [position] = error.positions or []
+        description = error.message.removeprefix("Syntax Error: ")
+        return partial(GraphQLSyntaxError, Source(query), position, description)
 
 
 def _parse_uncached(query: str) -> DocumentNode:
@@ -115,7 +131,9 @@ def _validate_uncached(query: str, schema: GraphQLSchema) -> list[GraphQLError]:
 
 
 def _validate_document(document: DocumentNode, schema: GraphQLSchema) -> list[GraphQLError]:
-    return graphql_validate(schema, document, _RULES, max_errors=MAX_ERRORS)
+    """Errors without their nodes, which would keep the document."""
+    errors = graphql_validate(schema, document, _RULES, max_errors=MAX_ERRORS)
+    return [GraphQLError(error.message, source=error.source, positions=error.positions) for error in errors]
 
 
 def _refuse_introspection(query: str, schema: GraphQLSchema) -> list[GraphQLError]:
@@ -123,33 +141,32 @@ def _refuse_introspection(query: str, schema: GraphQLSchema) -> list[GraphQLErro
     return graphql_validate(schema, load_document(query), rules, max_errors=MAX_ERRORS)
 
 
-_parse = DocumentCache(_parse_uncached)
+_parse = DocumentCache(_parse_or_refuse)
 validate = DocumentCache(_validate_uncached)
 _validate_introspection = DocumentCache(_refuse_introspection)
 
 
 def is_prepared(query: str, schema: GraphQLSchema) -> bool:
-    """Whether the document is short, or its validation is cached."""
+    """Whether the document is short, or known."""
     return len(query) <= LONG or len(query) > MAX_LENGTH or validate.knows(query, schema)
 
 
 async def prepare(query: str, schema: GraphQLSchema, run: Callable[[Callable[[], Any]], Awaitable[Any]]) -> None:
-    """Parse and validate a long document beforehand. Its errors are raised again by those who then load it.
+    """Parse and validate a long document beforehand. `load_document` raises its errors.
 
     `run`: see `Admission.run_document`, which raises `RateLimited`.
     """
     if is_prepared(query, schema):
         return
 
-    def work() -> tuple[DocumentNode, list[GraphQLError]]:
-        document = _parse_uncached(query)
-        return document, _validate_document(document, schema)
+    def work() -> tuple[DocumentNode | Callable[[], Exception], list[GraphQLError]]:
+        found = _parse_or_refuse(query)
+        return found, _validate_document(found, schema) if isinstance(found, DocumentNode) else []
 
-    with suppress(GraphQLError, QueryTooComplex):
-        document, errors = await run(work)
-        # On the event loop, because the caches are not made for threads.
-        _parse.put(document, query)
-        validate.put(errors, query, schema)
+    found, errors = await run(work)
+    # On the event loop, because the caches are not made for threads.
+    _parse.put(found, query)
+    validate.put(errors, query, schema)
 
 
 def refuse_many_values(variables: Mapping[str, Any] | None) -> None:

@@ -90,11 +90,9 @@ class Streams:
             self._metrics.ended(name, code_of(refusal))
             yield _write(ExecutionResult(source.data, refusal))
             return
-        turns = admission.turns
         self._metrics.subscriptions[name,] += 1
         try:
             async for event in source:
-                await turns.take()
                 self._metrics.prices_sent += type(event) is Price
                 yield self._writers.write(writer, event)
         except TooSlow:

@@ -1,4 +1,4 @@
-"""What a connection holds of its client's budget: unread answers and incomplete requests."""
+"""What a connection holds of its client's traffic: unread answers and incomplete requests."""
 
 import contextlib
 import logging
@@ -20,7 +20,7 @@ class Budgeted:
         """In place of what the connection held before. False if the budget does not allow it."""
         self.release()
         with contextlib.suppress(RateLimited):
-            self._held = self.app_state["holdings"].hold(client_of({"client": self.client}), size)
+            self._held = self.app_state["traffic"].hold(client_of({"client": self.client}), size)
         return self._held is not None
 
     def release(self) -> None:

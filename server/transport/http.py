@@ -4,52 +4,37 @@ uvicorn has no timeouts for requests and answers, and its parser accepts headers
 nothing for each request: once a second all connections are checked.
 """
 
-import asyncio
-import heapq
 import logging
-import os
-import resource
-import socket
 from asyncio import BaseTransport, Transport
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, cast
 
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from server.transport.budget import AddressLogger, Budgeted
+from server.transport.connections import FULL, HEALTH_PATHS, ConnectionTable, Place, refuse_request
 from server.transport.upgrades import IgnoringUpgrades
 
 logger = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 6000
-"Of one process, with its up to 5,000 WebSockets (see `Limits` in server/subscriptions/websocket.py)."
-ACCEPTS_PER_ITERATION = 32
-BACKLOG = 2048
 MAX_HEADER_BYTES = 64 * 1024
 MAX_REQUEST_BYTES = 1024 * 1024
 "Of a request that the application does not read to its end. It refuses a body over 128 KiB, but trailers may follow."
 HELD_REQUEST_BYTES = 8 * 1024
 "An incomplete request that is longer counts towards its client's budget."
 
-CLOSED_AT_ONCE = 32
-RESERVED_CONNECTIONS = 64
-"Over the maximum, for the health checks alone."
-
-HEALTH_PATHS = ("/livez", "/readyz")
 HEADERS_SECONDS = 10.0
 BODY_SECONDS = 30.0
 ANSWER_SECONDS = 60.0
 KEEP_ALIVE_SECONDS = 75
 "Longer than the usual minute of proxies, so that the proxy closes idle connections, not the server."
 
-_SPARE_FILES = 200
-"For PostgreSQL, Redis, the log, and connections that are being refused."
 _REASONS = {
     408: b"The request took too long to arrive.",
     413: b"The request is too large.",
     431: b"The request's headers are too large.",
-    503: b"Too many connections; try again later.",
+    503: FULL,
 }
 
 
@@ -57,12 +42,10 @@ class HttpProtocol(Budgeted, IgnoringUpgrades):
     cycle: RequestResponseCycle | None  # type: ignore[assignment]  # of the last request whose headers are complete
     scope: Any  # of the last request of which any byte has arrived, else `None`
 
-    def __init__(
-        self, *arguments: Any, max_connections: int = MAX_CONNECTIONS, is_leaving: bool = False, **options: Any
-    ) -> None:
+    def __init__(self, *arguments: Any, table: ConnectionTable, is_leaving: bool = False, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._is_leaving = is_leaving
-        self._max_connections = max_connections
+        self._table = table
         self._measured: object = None
         self._length = 0
         self._awaited: object = None
@@ -76,16 +59,16 @@ class HttpProtocol(Budgeted, IgnoringUpgrades):
         super().connection_made(cast(Transport, transport))
         self._active_at = self.loop.time()
         self.logger = AddressLogger(self.logger, self.client)  # type: ignore[assignment]
-        if len(self.connections) > self._max_connections and not close_awaiting(self.connections, self):
-            self._is_reserved = True
-            if len(self.connections) > self._max_connections + RESERVED_CONNECTIONS:
-                self.refuse(503)
+        place = self._table.place(self.connections, self, len(self.connections), self._active_at)
+        self._is_reserved = place is Place.RESERVED
+        if place is Place.NONE:
+            self.refuse(503)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         if self._is_reserved:
             cycle.keep_alive = False
             if cycle.scope["path"] not in HEALTH_PATHS:
-                app = cast(ASGI3Application, _refuse_connection)
+                app = cast(ASGI3Application, refuse_request)
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 
@@ -205,46 +188,6 @@ class HttpProtocol(Budgeted, IgnoringUpgrades):
             self.transport.close()
 
 
-async def accept_more(
-    servers: Iterable[asyncio.AbstractServer], protocol: Callable[[], asyncio.Protocol]
-) -> list[asyncio.Server]:
-    """Add duplicates of the listening sockets.
-
-    uvloop accepts one connection for each listening socket in an iteration of the loop. With iterations of 5 ms, 300
-    simultaneous connections are accepted in 0.12 s instead of 2.7 s; admission control cannot see them before.
-    """
-    loop = asyncio.get_running_loop()
-    return [
-        await loop.create_server(protocol, sock=socket.socket(fileno=os.dup(listening.fileno())), backlog=BACKLOG)
-        for server in servers
-        for listening in cast(asyncio.Server, server).sockets
-        for _ in range(ACCEPTS_PER_ITERATION - 1)
-    ]
-
-
-async def _refuse_connection(_: object, __: object, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(_REASONS[503]))]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": _REASONS[503]})
-
-
-def close_awaiting(connections: Iterable[object], newest: object) -> bool:
-    """Close the connections that have waited longest for their clients, to make room. Returns whether there were some.
-
-    Those are idle, or slow to send a request, or have not finished a WebSocket's handshake.
-    """
-    waiting = [
-        (since, number, one)
-        for number, one in enumerate(connections)
-        if one is not newest
-        and (since := one.awaiting_since) is not None  # type: ignore[attr-defined]  # both of our protocols
-        and not one.transport.is_closing()  # type: ignore[attr-defined]
-    ]
-    for _, _, one in heapq.nsmallest(CLOSED_AT_ONCE, waiting):
-        one.transport.abort()  # type: ignore[attr-defined]
-    return bool(waiting)
-
-
 def close_slow(connections: Iterable[object], now: float) -> None:
     slow = [one for one in connections if isinstance(one, HttpProtocol) and one.is_too_slow(now)]
     for connection in slow:
@@ -258,17 +201,3 @@ def abort_unread_streams(connections: Iterable[object]) -> None:
     for one in [one for one in connections if isinstance(one, HttpProtocol)]:
         if one.cycle and one.cycle.chunked_encoding is True and one.transport.get_write_buffer_size():
             one.transport.abort()
-
-
-def raise_file_limit() -> int:
-    """Raise the limit of open files for `MAX_CONNECTIONS`; return how many connections it allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + _SPARE_FILES
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    connections = max(wanted - _SPARE_FILES, _SPARE_FILES)
-    if connections < MAX_CONNECTIONS:
-        logger.warning("at most %d connections, because the process may open only %d files", connections, wanted)
-    return connections
