@@ -7,7 +7,8 @@ import sys
 from server.app import create_app
 from server.process import create_server
 from server.request_ids import add_request_id
-from server.transport.http import raise_file_limit
+from server.subscriptions.websocket import Limits
+from server.transport.connections import raise_file_limit
 from shared.config.settings import Settings, SettingsError, load_settings
 from shared.config.unknown_names import warn_about_unknown_names
 from shared.errors import QueueUnavailable, StorageUnavailable
@@ -44,8 +45,9 @@ def main() -> int:
     except ForeignRedis as error:
         print(error, file=sys.stderr)
         return 2
-    app = create_app(settings)
-    server = create_server(app, settings.host, settings.port, raise_file_limit(), settings.drain_seconds)
+    connections = raise_file_limit()
+    app = create_app(settings, Limits.for_connections(connections))
+    server = create_server(app, settings.host, settings.port, connections, settings.drain_seconds)
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
     if not server.started:

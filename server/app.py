@@ -20,12 +20,14 @@ from server.http.endpoint import GraphQLView
 from server.http.export import Exports
 from server.http.headers import ResponseHeaders
 from server.http.health import livez, readyz
+from server.http.hosts import Hosts
 from server.http.pages import GraphiQLInBrowsers, Pages
 from server.http.prometheus import metrics
 from server.http.sdl import sdl
 from server.metrics import CountedSockets, Metrics, all_labels
-from server.protection.admission import Admission
+from server.protection.admission import Admission, measured
 from server.protection.auth import Access
+from server.protection.holdings import Holdings, followers, traffic
 from server.schema.persisted_queries import PersistedQueries
 from server.schema.root import schema
 from server.standbys import open_reading
@@ -54,6 +56,8 @@ class State(TypedDict):
     access: Access
     feeds: Feeds
     admission: Admission
+    followers: Holdings
+    traffic: Holdings
     streams: Streams
     metrics: Metrics
     closing: asyncio.Event
@@ -82,6 +86,7 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
             open_reading(settings, primary, size=POOL_SIZE, statement_seconds=STATEMENT_SECONDS) as pool,
             open_redis(settings, retries=REDIS_RETRIES) as redis,
             open_feeds(settings, redis, primary, limits.prices_behind) as feeds,
+            measured(Admission(pool)) as admission,
         ):
             yield {
                 "pool": pool,
@@ -90,7 +95,9 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
                 "settings": settings,
                 "access": access,
                 "feeds": feeds,
-                "admission": Admission(pool),
+                "admission": admission,
+                "followers": followers(limits.sockets),
+                "traffic": traffic(),
                 "streams": streams,
                 "metrics": counted,
                 "closing": closing,
@@ -108,7 +115,7 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
     def put_in_front(app: ASGIApp) -> ASGIApp:
         """Compiled queries skip Starlette's own layers, which take as long as a whole such query."""
         behind = ProxyHeadersMiddleware(ResponseHeaders(app), list(settings.forwarded_allow_ips))  # type: ignore[arg-type]  # uvicorn's types
-        return CompiledQueries(behind, compiled, persisted, counted)  # type: ignore[arg-type]
+        return Hosts(CompiledQueries(behind, compiled, persisted, counted), settings)  # type: ignore[arg-type]
 
     app = API(
         put_in_front,

@@ -64,8 +64,19 @@ class DocumentCache(Generic[V]):
         if found is None:
             self.misses += 1
             found = (self._compute(*key),)
-            self._cache.put(key, found, _ENTRY_CHARACTERS + sum(len(part) for part in key if isinstance(part, str)))
+            self._cache.put(key, found, _cost(key))
         return found[0]
+
+    def knows(self, *key: object) -> bool:
+        return self._cache.get(key) is not None
+
+    def put(self, value: V, *key: object) -> None:
+        """Store what was computed elsewhere."""
+        self._cache.put(key, (value,), _cost(key))
 
     def __len__(self) -> int:
         return len(self._cache)
+
+
+def _cost(key: tuple[object, ...]) -> int:
+    return _ENTRY_CHARACTERS + sum(len(part) for part in key if isinstance(part, str))

@@ -16,14 +16,8 @@ from typing import Any, cast
 import uvicorn
 from starlette.applications import Starlette
 
-from server.transport.http import (
-    KEEP_ALIVE_SECONDS,
-    MAX_CONNECTIONS,
-    HttpProtocol,
-    abort_unread_streams,
-    accept_more,
-    close_slow,
-)
+from server.transport.connections import MAX_CONNECTIONS, ConnectionTable, accept_more
+from server.transport.http import KEEP_ALIVE_SECONDS, HttpProtocol, abort_unread_streams, close_slow
 from server.transport.websocket import LINGER_SECONDS, SocketProtocol
 
 logger = logging.getLogger(__name__)
@@ -131,7 +125,7 @@ def create_server(
             access_log=False,
             server_header=False,
             proxy_headers=False,  # server/app.py reads them, behind the compiled queries that do not need them
-            http=functools.partial(HttpProtocol, max_connections=max_connections),  # type: ignore[arg-type]
+            http=functools.partial(HttpProtocol, table=ConnectionTable(max_connections)),  # type: ignore[arg-type]
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=FINISH_SECONDS,
             ws=SocketProtocol,

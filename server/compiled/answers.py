@@ -73,6 +73,8 @@ class Request:
     rest: Rest | None
     variables: dict[str, Any] | None
     "For `rest`."
+    rows: int = 0
+    "How many rows its fields may have together."
     kept: Answer | None = None
 
 

@@ -21,7 +21,6 @@ from graphql import (
     get_named_type,
     get_operation_ast,
     get_variable_values,
-    specified_rules,
 )
 from graphql.execution.collect_fields import FieldDetails, FragmentDetails, collect_fields, collect_subfields
 from graphql.execution.values import VariableValues
@@ -37,9 +36,9 @@ from server.reads.columns import READ, columns_of
 from server.reads.context import Context
 from server.reads.fields import ReadField
 from server.reads.selections import weigh
-from server.schema.documents import MAX_LENGTH, load_document, validate
+from server.schema.documents import MAX_LENGTH, load_document, refuse_many_values, validate
 from server.schema.root import Schema
-from shared.errors import ServiceError
+from shared.errors import QueryTooComplex, ServiceError
 from shared.storage.database import Statement
 
 
@@ -79,6 +78,10 @@ class Compiler:
             raise FallBackToStrawberry from error
 
     def _coerce(self, definitions: Any, variables: Mapping[str, Any] | None) -> VariableValues:
+        try:
+            refuse_many_values(variables)
+        except QueryTooComplex as error:
+            raise FallBackToStrawberry from error
         # One error is enough to fall back; a million would take half a minute to write.
         values = get_variable_values(self._schema, definitions, dict(variables or {}), max_errors=1)
         if not isinstance(values, VariableValues):
@@ -88,7 +91,7 @@ class Compiler:
     def _prepare(self, query: str, operation_name: str | None) -> "_Prepared | None":
         try:
             document = load_document(query)
-            if validate(query, self._schema, tuple(specified_rules)):
+            if validate(query, self._schema):
                 return None
         except (GraphQLError, ServiceError):
             return None
@@ -207,7 +210,7 @@ def _call(
     fragments: Mapping[str, FragmentDefinitionNode],
 ) -> Call:
     # As resolvers count them: a field that several fragments repeat counts again.
-    width = sum(weigh(one.node.selection_set, fragments).fields for one in found if one.node.selection_set)
+    width = sum(weigh(one.node.selection_set, fragments).width for one in found if one.node.selection_set)
     node = found[0].node
     arguments = split_arguments(definition, node)
     if arguments is None:

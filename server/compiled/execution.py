@@ -18,7 +18,7 @@ from server.compiled.single_flight import SingleFlight
 from server.metrics import OK, Metrics
 from server.protection.admission import Admission, busy
 from server.reads.context import Context
-from server.schema.documents import GraphQLRequest
+from server.schema.documents import GraphQLRequest, prepare
 from server.schema.root import Schema
 from shared.errors import StorageUnavailable
 from shared.storage.database import Pool
@@ -39,6 +39,10 @@ class Compiled:
         self._metrics.plan_hits += request is not None
         return request
 
+    async def prepare(self, query: str, admission: Admission) -> None:
+        """To be awaited before `learn`. Raises `RateLimited`."""
+        await prepare(query, self._schema._schema, admission.run_document)
+
     def learn(self, context: Context, asked: GraphQLRequest, key: bytes) -> Request:
         """`key`: the request's bytes, by which it is found again; empty if it is not to be remembered.
 
@@ -55,23 +59,27 @@ class Compiled:
         self._metrics.plan_misses += is_miss
         self._metrics.plan_hits += not is_miss
         if plan.rest is not None:
-            return Request(b"", plan.outline, flight, identity, plan.rest, asked.variables)
-        request = Request(key, plan.outline, flight, identity, None, None)
+            return Request(b"", plan.outline, flight, identity, plan.rest, asked.variables, context.rows_asked_for)
+        request = Request(key, plan.outline, flight, identity, None, None, context.rows_asked_for)
         self.answers.remember(request)
         return request
 
     async def answer(
         self, context: Context, admission: Admission, request: Request, began: float, tags: str | None = None
     ) -> Answer:
-        """`began`: when it was asked, by `perf_counter`. `tags`: of If-None-Match. Raises `FallBackToStrawberry`."""
+        """`began`: when it was asked, by `perf_counter`. `tags`: of If-None-Match.
+
+        Raises `FallBackToStrawberry`, `RateLimited`.
+        """
         outline = request.outline
         errors: list[GraphQLFormattedError] = []
         admission.under_way += 1
         try:
-            if request.rest is None:
-                answer = await self.answers.answer(context.pool, request, tags)
-            else:
-                answer, errors = await self._join(context, request, request.rest)
+            async with admission.heavy_reads.place(request.rows):
+                if request.rest is None:
+                    answer = await self.answers.answer(context.pool, request, tags)
+                else:
+                    answer, errors = await self._join(context, request, request.rest)
         except StorageUnavailable as error:
             errors = _unavailable(outline, error)
             answer = _written(outline, outline.empty_members, errors)

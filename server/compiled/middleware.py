@@ -83,7 +83,7 @@ class CompiledQueries:
         state = scope["state"]
         context = Context(state["pool"], state["redis"], state["settings"])
         if request is None:
-            request = self._learn(context, key, is_get=asked.is_get)
+            request = await self._learn(context, state["admission"], key, is_get=asked.is_get)
         answer = await self._compiled.answer(context, state["admission"], request, began, asked.tags)
         headers = [_vary(scope)]
         if asked.is_get and answer.tag is not None:
@@ -100,12 +100,13 @@ class CompiledQueries:
             headers.append((b"content-encoding", b"gzip"))
         await _send(scope, send, 200, headers, body)
 
-    def _learn(self, context: Context, key: bytes, *, is_get: bool) -> Request:
+    async def _learn(self, context: Context, admission: Admission, key: bytes, *, is_get: bool) -> Request:
         given = read_parameters(key, is_get=is_get)
         try:
             asked = self._persisted.read(given)
         except ServiceError as error:
             raise FallBackToStrawberry from error
+        await self._compiled.prepare(asked.query, admission)
         # One that registers a persisted query is not remembered: if its hash was forgotten, it registers it again.
         is_registering = given.get("query") and PERSISTED in (given.get("extensions") or {})
         return self._compiled.learn(context, asked, b"" if is_registering else key)

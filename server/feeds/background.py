@@ -8,6 +8,7 @@ from arq.connections import ArqRedis
 
 from server.feeds.job_feed import JobFeed
 from server.feeds.price_feed import PriceFeed
+from server.protection.turns import Turns
 from shared.config.settings import Settings
 from shared.storage.database import Pool
 
@@ -18,8 +19,9 @@ class Feeds:
     def __init__(self, settings: Settings, redis: ArqRedis, pool: Pool, max_behind: int) -> None:
         self.pool = pool
         "Of the primary, because a standby may be behind the log of the price feed."
-        self.prices = PriceFeed(settings, max_behind)
-        self.jobs = JobFeed(redis)
+        turns = Turns()
+        self.prices = PriceFeed(settings, max_behind, turns)
+        self.jobs = JobFeed(redis, turns)
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from dataclasses import replace
 from arq.connections import ArqRedis
 from redis.exceptions import RedisError
 
+from server.protection.turns import Signal, Turns
 from shared.errors import QueueUnavailable, describe
 from shared.queue.client import within_deadline
 from shared.queue.fetches import CHANGES, FetchJob, FetchStatus, select_fetch_job
@@ -25,12 +26,12 @@ _RECONNECT_SECONDS = 1.0
 class _FollowedJob:
     """The states of a fetch so far, and the task that reads the next one for all subscribers."""
 
-    def __init__(self, first: FetchJob) -> None:
+    def __init__(self, first: FetchJob, turns: Turns) -> None:
         self.states = [first]
         self.is_gone = False
         self.followers = 0
         self.notified = asyncio.Event()
-        self.changed = asyncio.Event()
+        self.changed = Signal(turns)
         self.task: asyncio.Task[None] | None = None
 
     @property
@@ -49,12 +50,12 @@ class _FollowedJob:
         else:
             return
         self.changed.set()
-        self.changed = asyncio.Event()
 
 
 class JobFeed:
-    def __init__(self, redis: ArqRedis) -> None:
+    def __init__(self, redis: ArqRedis, turns: Turns) -> None:
         self._redis = redis
+        self._turns = turns
         self._followed: dict[str, _FollowedJob] = {}
 
     async def run(self) -> None:
@@ -82,7 +83,7 @@ class JobFeed:
         if first.finished_at:
             yield first
             return
-        followed = self._followed.setdefault(first.id, _FollowedJob(first))
+        followed = self._followed.setdefault(first.id, _FollowedJob(first, self._turns))
         followed.followers += 1
         if followed.task is None:
             polling = self._poll(first.id, followed)
@@ -91,13 +92,12 @@ class JobFeed:
         place = len(followed.states) - 1
         try:
             while True:
-                changed = followed.changed
                 while place < len(followed.states):
                     yield followed.states[place]
                     place += 1
                 if followed.is_over:
                     return
-                await changed.wait()
+                await followed.changed.wait()
         finally:
             followed.followers -= 1
             if not followed.followers:

@@ -17,6 +17,7 @@ from datetime import datetime
 import asyncpg
 
 from server.feeds.recent_prices import BATCH, RecentPrices
+from server.protection.turns import Signal, Turns
 from shared.config.settings import Settings
 from shared.cursor import BEGINNING, Position
 from shared.errors import StorageUnavailable
@@ -57,7 +58,7 @@ _READERS = 3
 
 
 class PriceFeed:
-    def __init__(self, settings: Settings, max_behind: int) -> None:
+    def __init__(self, settings: Settings, max_behind: int, turns: Turns) -> None:
         self._settings = settings
         self._log = RecentPrices(max_behind, _PAGE)
         self._connections = 0
@@ -65,7 +66,8 @@ class PriceFeed:
         self._checked = 0
         "The connection that was checked last."
         self._notified = asyncio.Event()
-        self._changed = asyncio.Event()
+        self._turns = turns
+        self._changed = Signal(turns)
         self._reading = asyncio.Semaphore(_READERS)
 
     async def run(self) -> None:
@@ -101,7 +103,7 @@ class PriceFeed:
                 break
         if stored:
             log.add(stored)
-            self._wake()
+            self._changed.set()
         return len(stored) == _PAGE
 
     async def _begin(self, pool: Pool) -> None:
@@ -109,7 +111,7 @@ class PriceFeed:
         self._log.restart(stored[0].position if len(stored) == _RECENT else BEGINNING)
         if stored:
             self._log.add(stored)
-        self._wake()
+        self._changed.set()
 
     async def _check(self, pool: Pool) -> None:
         """Restart the log if this is another database, or an older copy that lost prices.
@@ -123,14 +125,10 @@ class PriceFeed:
         if known is None:
             known = min(log.end, await select_last_position(pool))
         log.restart(known)
-        self._wake()
+        self._changed.set()
 
     def _count_connection(self) -> None:
         self._connections += 1
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
 
     async def find(self, pool: Pool, position: Position) -> Position | None:
         """Where to go on behind a cursor's position; `None` if this database never gave it.
@@ -186,7 +184,7 @@ class PriceFeed:
                 if price.ticker in wanted:
                     yield price
             if place < log.next_place:
-                await asyncio.sleep(0)
+                await self._turns.take()
 
     async def _stored_since(
         self, pool: Pool, tickers: Sequence[str], since: datetime, until: Position
@@ -208,7 +206,7 @@ class PriceFeed:
             async with self._reading:
                 end = await select_page_end(pool, after, until, _PAGE)
                 stored = await select_page(pool, tickers, after, end, _PAGE, latest)
-            async for price in _in_batches(stored):
+            async for price in self._in_turns(stored):
                 yield price
             after = end
 
@@ -221,7 +219,7 @@ class PriceFeed:
                 stored = await select_stored_by_time(pool, tickers, after, _PAGE)
             if not stored:
                 return
-            async for price in _in_batches([one for one in stored if one.position <= until]):
+            async for price in self._in_turns([one for one in stored if one.position <= until]):
                 yield price
             after = stored[-1].price.timestamp, stored[-1].price.ticker
 
@@ -235,9 +233,8 @@ class PriceFeed:
         except TimeoutError as error:
             raise StorageUnavailable from error
 
-
-async def _in_batches(stored: Sequence[Stored]) -> AsyncGenerator[Price]:
-    for number, (_, price) in enumerate(stored, 1):
-        yield price
-        if number % BATCH == 0:
-            await asyncio.sleep(0)
+    async def _in_turns(self, stored: Sequence[Stored]) -> AsyncGenerator[Price]:
+        for number, (_, price) in enumerate(stored):
+            if number % BATCH == 0:
+                await self._turns.take()
+            yield price

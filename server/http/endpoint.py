@@ -22,8 +22,9 @@ from server.http.negotiation import EVENT_STREAM, GRAPHQL_RESPONSE, JSON, header
 from server.metrics import REFUSED, Metrics, code_of, operation_label
 from server.protection.auth import client_of, is_authenticated
 from server.protection.document_queue import IS_QUEUED
+from server.protection.holdings import SOCKET_BYTES, SUBSCRIPTION_BYTES
 from server.reads.context import Context
-from server.schema.documents import GraphQLRequest, load_document
+from server.schema.documents import GraphQLRequest, load_document, prepare
 from server.schema.errors import as_graphql, is_request_error, public_error
 from server.schema.persisted_queries import PersistedQueries
 from server.schema.root import Schema
@@ -77,6 +78,7 @@ class GraphQLView:
             asked = self._persisted.read(await _read_body(request) if request.method == "POST" else _read_url(request))
             if IS_QUEUED not in request.scope:
                 await request.state.admission.queue_document(len(asked.query))
+            await prepare(asked.query, self._schema._schema, request.state.admission.run_document)
             if media_type is EVENT_STREAM:
                 return self._stream(request, context, asked)
             with request.state.admission.work():
@@ -126,7 +128,9 @@ class GraphQLView:
         if request.method != "POST" and _is_mutation(asked):
             raise _mutation_by_get()
         state = request.state
-        return event_stream(state.streams.answers(context, asked, state.admission, is_queued=True), state.closing)
+        answers = state.streams.answers(context, asked, state.admission, is_queued=True)
+        held = state.followers.hold(context.client, SOCKET_BYTES + SUBSCRIPTION_BYTES)
+        return event_stream(answers, state.closing, held)
 
 
 def _mutation_by_get() -> Refused:
@@ -142,10 +146,8 @@ def _is_mutation(asked: GraphQLRequest) -> bool:
 
 
 def _context(request: Request) -> Context:
-    state, scope = request.state, request.scope
-    return Context(
-        state.pool, state.redis, state.settings, is_authenticated(scope), state.feeds, client=client_of(scope)
-    )
+    scope = request.scope
+    return Context.of(scope, client_of(scope), is_authenticated=is_authenticated(scope))
 
 
 def _json_response(answer: object, status: int, media_type: bytes | None) -> Response:

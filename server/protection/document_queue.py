@@ -1,6 +1,10 @@
 """A queue for long documents, so that requests with short ones are answered between them."""
 
 import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 LONG = 1000
 "Characters of a document, or bytes of a body. Parsing and validating this many can block the event loop for 10 ms."
@@ -20,5 +24,14 @@ class DocumentQueue:
         try:
             async with self._lock:
                 await asyncio.sleep(0)
+        finally:
+            self.waiting -= 1
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Work on one document at a time, in a thread: no document can hold the event loop, however it is made."""
+        self.waiting += 1
+        try:
+            async with self._lock:
+                return await asyncio.to_thread(work)
         finally:
             self.waiting -= 1

@@ -2,13 +2,18 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Self
 
 import strawberry
 from arq.connections import ArqRedis
+from starlette.types import Scope
 
 from server.feeds.background import Feeds
+from server.protection.admission import Admission
 from server.protection.auth import UNKNOWN_CLIENT
+from server.protection.heavy_reads import HeavyReads
 from server.protection.request_budget import RequestBudget
+from server.protection.turns import Turns
 from shared.config.settings import Settings
 from shared.errors import BadUserInput, QueryTooComplex, Unauthenticated, UnknownTicker
 from shared.storage.database import Pool
@@ -24,6 +29,13 @@ MAX_ROWS_READ = 400_000
 "By all fields of one request together, as estimated from their arguments: about a second of PostgreSQL's time."
 
 MAX_TICKERS = 1000
+
+MAX_PYTHON_VALUES = 30_000
+"Of a request that is not compiled: each value takes some µs of the event loop and 200 bytes."
+
+MIN_PYTHON_WIDTH = 3
+"A row is read with all its columns, however few are selected."
+
 _TOKEN_NEEDED = "This needs the header `Authorization: Bearer <API_TOKEN>`."  # noqa: S105  not a token
 
 
@@ -37,9 +49,22 @@ class Context:
     "For subscriptions; `None` if the transport has none."
     client: str = UNKNOWN_CLIENT
     "For the limit of fetches."
+    turns: Turns = field(default_factory=Turns)
+    "The process's, for rows that are read in Python."
+    heavy_reads: HeavyReads = field(default_factory=HeavyReads)
+    "The process's."
     rows_asked_for: int = field(default=0, init=False)
     values_asked_for: int = field(default=0, init=False)
     rows_read: int = field(default=0, init=False)
+    python_values: int = field(default=0, init=False)
+
+    @classmethod
+    def of(cls, scope: Scope, client: str, *, is_authenticated: bool) -> Self:
+        """For a request, or an operation of a socket."""
+        state = scope["state"]
+        admission: Admission = state["admission"]
+        shared = (state["pool"], state["redis"], state["settings"])
+        return cls(*shared, is_authenticated, state["feeds"], client, admission.turns, admission.heavy_reads)
 
     def ticker(self, name: str) -> str:
         """The index name as it is stored. Raises `UnknownTicker`."""
@@ -78,6 +103,15 @@ class Context:
                 "each hour of its period and its `gaps` six, `statistics` one for each slot, `candles` one for each "
                 "minute of theirs, or for each hour if they are an hour or longer. Ask for shorter periods, or in "
                 "several requests."
+            )
+
+    def count_values_in_python(self, rows: int, width: int) -> None:
+        """Count what Strawberry has to write of the rows that were found. Raises `QueryTooComplex`."""
+        self.python_values += rows * max(width, MIN_PYTHON_WIDTH)
+        if self.python_values > MAX_PYTHON_VALUES:
+            raise QueryTooComplex(
+                f"A request that PostgreSQL cannot answer alone, or with an error in one of its fields, may have "
+                f"at most {MAX_PYTHON_VALUES} values together: rows times their fields. Ask for fewer rows."
             )
 
     @cached_property

@@ -9,12 +9,14 @@ both refuse the same arguments.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin
 
+import asyncpg
 import strawberry
 
+from server.protection.turns import Turns
 from server.reads.columns import READ, read_row
 from server.reads.context import Context, Info
 from server.reads.selections import weigh
@@ -40,9 +42,13 @@ class ReadField:
         """`width`: how many fields of a row are selected. Raises the error that the field answers for bad arguments."""
         statement = self.build(context, *parent, **arguments)
         if self.counts is not None:
-            asked = arguments[self.counts]
-            context.count_rows(len(asked) if isinstance(asked, list) else context.limit(asked), width)
+            context.count_rows(self.rows_asked_for(context, arguments), width)
         return statement
+
+    def rows_asked_for(self, context: Context, arguments: Mapping[str, Any]) -> int:
+        """1 if no argument says how many. Raises `BadUserInput`."""
+        asked = 1 if self.counts is None else arguments[self.counts]
+        return len(asked) if isinstance(asked, list) else context.limit(asked)
 
 
 def read_field(
@@ -64,8 +70,13 @@ def read_field(
 
         async def resolve(info: Info, root: Any = None, **given: Any) -> Any:
             parent = (root.statement,) if is_nested else ()
-            statement = read.statement(info.context, given, _width(info), *parent)
-            return await _run(info.context.pool, read, statement)
+            context, width = info.context, _width(info)
+            statement = read.statement(context, given, width, *parent)
+            async with context.heavy_reads.place(read.rows_asked_for(context, given)):
+                rows = await fetch(context.pool, statement.sql, *statement.parameters)
+            context.count_values_in_python(len(rows), width)
+            objects = _objects(rows, read.row_type, statement)
+            return _in_turns(objects, context.turns) if read.is_list else next(objects, None)
 
         shown = [inspect.Parameter("info", inspect.Parameter.KEYWORD_ONLY, annotation=Info)]
         if is_nested:
@@ -79,22 +90,26 @@ def read_field(
     return declare
 
 
-async def _run(pool: Pool, read: ReadField, statement: Statement) -> Any:
-    rows = await read_rows(pool, read.row_type, statement)
-    return rows if read.is_list else rows[0] if rows else None
-
-
 async def read_rows(pool: Pool, cls: type, statement: Statement) -> list[Any]:
     """Objects of the Strawberry type `cls`. Raises what the statement refuses with, and `StorageUnavailable`."""
-    objects = []
-    for row in await fetch(pool, statement.sql, *statement.parameters):
+    return list(_objects(await fetch(pool, statement.sql, *statement.parameters), cls, statement))
+
+
+def _objects(rows: Iterable[asyncpg.Record], cls: type, statement: Statement) -> Iterator[Any]:
+    for row in rows:
         if statement.refuse is not None and row["is_refused"]:
             raise statement.refuse(row)
-        objects.append(read_row(cls, row, statement))
-    return objects
+        yield read_row(cls, row, statement)
+
+
+async def _in_turns(objects: Iterator[Any], turns: Turns) -> AsyncIterator[Any]:
+    """graphql-core writes each object as it comes, so thousands of them do not hold the event loop."""
+    for one in objects:
+        await turns.take()
+        yield one
 
 
 def _width(info: Info) -> int:
     """How many fields of a row are selected. A field that several fragments repeat counts again."""
     raw = info._raw_info
-    return sum(weigh(node.selection_set, raw.fragments).fields for node in raw.field_nodes if node.selection_set)
+    return sum(weigh(node.selection_set, raw.fragments).width for node in raw.field_nodes if node.selection_set)

@@ -1,6 +1,7 @@
 """Limits on documents: each is parsed and weighed once, before it is validated or executed."""
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from graphql import (
@@ -10,13 +11,18 @@ from graphql import (
     GraphQLSchema,
     GraphQLSyntaxError,
     OperationDefinitionNode,
+    Source,
     parse,
+    specified_rules,
 )
-from graphql.validation import ASTValidationRule, NoSchemaIntrospectionCustomRule
+from graphql import validate as graphql_validate
+from graphql.validation import NoSchemaIntrospectionCustomRule
 from strawberry.extensions import SchemaExtension
-from strawberry.schema.schema import validate_document
+from strawberry.schema.validation_rules.maybe_null import MaybeNullValidationRule
+from strawberry.schema.validation_rules.one_of import OneOfInputValidationRule
 
 from server.lru import DocumentCache
+from server.protection.document_queue import LONG
 from server.reads.selections import Weight, weigh
 from shared.errors import QueryTooComplex
 
@@ -31,8 +37,20 @@ MAX_ALIASES = 50
 MAX_FIELDS = 300
 "GraphiQL's introspection has fewer. Validation compares the fields of a level in pairs, in quadratic time."
 
+MAX_FRAGMENTS = 50
+"Validation compares a chain of fragments in pairs, too."
+
+MAX_ERRORS = 5
+"Of validation, and of a request's variables. Each error costs as much as some fields that are right."
+
+MAX_VARIABLE_VALUES = 4000
+"Each takes some µs to coerce."
+
 MAX_NAME_LENGTH = 100
 "Each row of the answer repeats the name."
+
+_RULES = (*specified_rules, MaybeNullValidationRule, OneOfInputValidationRule)
+"Strawberry's."
 
 _TOO_DEEP = f"A document may be at most {MAX_DEPTH} levels deep."
 
@@ -50,8 +68,6 @@ class DocumentLimits(SchemaExtension):
 
     def on_parse(self) -> Iterator[None]:
         context = self.execution_context
-        if context.context is not None and not context.context.settings.introspection:
-            context.validation_rules = (*context.validation_rules, NoSchemaIntrospectionCustomRule)
         if context.query:
             context.graphql_document = load_document(context.query)
             operations = [d for d in context.graphql_document.definitions if isinstance(d, OperationDefinitionNode)]
@@ -61,7 +77,11 @@ class DocumentLimits(SchemaExtension):
 
     def on_validate(self) -> Iterator[None]:
         context = self.execution_context
-        context.pre_execution_errors = validate(context.query, context.schema._schema, context.validation_rules)
+        schema = context.schema._schema
+        errors = validate(context.query, schema)
+        if not errors and context.context is not None and not context.context.settings.introspection:
+            errors = _validate_introspection(context.query, schema)
+        context.pre_execution_errors = errors
         yield
 
 
@@ -69,7 +89,22 @@ def load_document(query: str) -> DocumentNode:
     """Raises `GraphQLSyntaxError`, `QueryTooComplex`."""
     if len(query) > MAX_LENGTH:
         raise QueryTooComplex(f"A document may have at most {MAX_LENGTH} characters.")
-    return _parse(query)
+    found = _parse(query)
+    if isinstance(found, DocumentNode):
+        return found
+    raise found()
+
+
+def _parse_or_refuse(query: str) -> DocumentNode | Callable[[], Exception]:
+    """The document, or what makes its error. (One error that is raised repeatedly would keep its traceback.)"""
+    try:
+        return _parse_uncached(query)
+    except QueryTooComplex as error:
+        return partial(QueryTooComplex, str(error))
+    except GraphQLSyntaxError as error:
+        [position] = error.positions or []
+        description = error.message.removeprefix("Syntax Error: ")
+        return partial(GraphQLSyntaxError, Source(query), position, description)
 
 
 def _parse_uncached(query: str) -> DocumentNode:
@@ -82,6 +117,8 @@ def _parse_uncached(query: str) -> DocumentNode:
             raise QueryTooComplex(_TOO_DEEP) from None
         raise
     fragments = {d.name.value: d for d in document.definitions if isinstance(d, FragmentDefinitionNode)}
+    if len(fragments) > MAX_FRAGMENTS:
+        raise QueryTooComplex(f"A document may have at most {MAX_FRAGMENTS} fragments.")
     for definition in document.definitions:
         selections = getattr(definition, "selection_set", None)
         if selections:
@@ -89,14 +126,59 @@ def _parse_uncached(query: str) -> DocumentNode:
     return document
 
 
-def _validate_uncached(
-    query: str, schema: GraphQLSchema, rules: tuple[type[ASTValidationRule], ...]
-) -> list[GraphQLError]:
-    return validate_document(schema, load_document(query), rules)
+def _validate_uncached(query: str, schema: GraphQLSchema) -> list[GraphQLError]:
+    return _validate_document(load_document(query), schema)
 
 
-_parse = DocumentCache(_parse_uncached)
+def _validate_document(document: DocumentNode, schema: GraphQLSchema) -> list[GraphQLError]:
+    """Errors without their nodes, which would keep the document."""
+    errors = graphql_validate(schema, document, _RULES, max_errors=MAX_ERRORS)
+    return [GraphQLError(error.message, source=error.source, positions=error.positions) for error in errors]
+
+
+def _refuse_introspection(query: str, schema: GraphQLSchema) -> list[GraphQLError]:
+    rules = [NoSchemaIntrospectionCustomRule]
+    return graphql_validate(schema, load_document(query), rules, max_errors=MAX_ERRORS)
+
+
+_parse = DocumentCache(_parse_or_refuse)
 validate = DocumentCache(_validate_uncached)
+_validate_introspection = DocumentCache(_refuse_introspection)
+
+
+def is_prepared(query: str, schema: GraphQLSchema) -> bool:
+    """Whether the document is short, or known."""
+    return len(query) <= LONG or len(query) > MAX_LENGTH or validate.knows(query, schema)
+
+
+async def prepare(query: str, schema: GraphQLSchema, run: Callable[[Callable[[], Any]], Awaitable[Any]]) -> None:
+    """Parse and validate a long document beforehand. `load_document` raises its errors.
+
+    `run`: see `Admission.run_document`, which raises `RateLimited`.
+    """
+    if is_prepared(query, schema):
+        return
+
+    def work() -> tuple[DocumentNode | Callable[[], Exception], list[GraphQLError]]:
+        found = _parse_or_refuse(query)
+        return found, _validate_document(found, schema) if isinstance(found, DocumentNode) else []
+
+    found, errors = await run(work)
+    # On the event loop, because the caches are not made for threads.
+    _parse.put(found, query)
+    validate.put(errors, query, schema)
+
+
+def refuse_many_values(variables: Mapping[str, Any] | None) -> None:
+    """Raises `QueryTooComplex`. To be called before variables are coerced."""
+    count, left = 0, [variables]
+    while left:
+        value: Any = left.pop()
+        if isinstance(value, dict | list):
+            count += len(value)
+            if count > MAX_VARIABLE_VALUES:
+                raise QueryTooComplex(f"The variables of a request may have at most {MAX_VARIABLE_VALUES} values.")
+            left += value.values() if isinstance(value, dict) else value
 
 
 def _refuse_heavy(weight: Weight) -> None:

@@ -6,8 +6,10 @@ from collections.abc import AsyncGenerator, Sequence
 
 from graphql import GraphQLError
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from server.feeds.recent_prices import TooSlow
+from server.protection.holdings import Holding
 from server.schema.errors import as_graphql
 from server.subscriptions.operations import Refused
 from shared.errors import ServiceError
@@ -20,9 +22,22 @@ _COMPLETE = "event: complete\ndata:\n\n"
 _HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
 
 
-def event_stream(answers: AsyncGenerator[str], closing: asyncio.Event) -> StreamingResponse:
-    """`closing`: when set, the stream ends without `complete`, so that the client reconnects to another server."""
-    return StreamingResponse(_events(answers, closing), headers=_HEADERS)
+def event_stream(answers: AsyncGenerator[str], closing: asyncio.Event, held: Holding) -> StreamingResponse:
+    """`closing`: when set, the stream ends without `complete`, so that the client reconnects to another server.
+
+    `held`: what the stream takes of its client's budget.
+    """
+    return _Stream(_events(answers, closing), held)
+
+
+class _Stream(StreamingResponse):
+    def __init__(self, events: AsyncGenerator[str], held: Holding) -> None:
+        super().__init__(events, headers=_HEADERS)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._held:
+            await super().__call__(scope, receive, send)
 
 
 def refusing_stream(error: ServiceError) -> Response:

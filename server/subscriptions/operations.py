@@ -1,6 +1,7 @@
 """Runs an operation and yields its answers as JSON texts, for WebSockets and event streams.
 
-An event of a subscription is executed and serialised once for all subscribers that sent the same request.
+An event of a subscription is serialised once for all subscribers that select the same. A subscription keeps neither its
+document nor its variables: only the arguments of its field, and what its events select.
 """
 
 import json
@@ -11,37 +12,23 @@ from typing import Any, Protocol
 from graphql import (
     DocumentNode,
     ExecutionResult,
-    Executor,
-    FieldNode,
     GraphQLError,
     OperationType,
-    VariableNode,
     create_source_event_stream,
-    execute_subscription_event,
     get_operation_ast,
-    specified_rules,
 )
-from graphql.execution.collect_fields import collect_fields
 
 from server.feeds.recent_prices import TooSlow
-from server.lru import LRU
 from server.metrics import OK, REFUSED, TOO_SLOW, Metrics, code_of, operation_label
 from server.protection.admission import Admission
 from server.reads.context import Context
-from server.schema.documents import GraphQLRequest, load_document, validate
+from server.schema.documents import GraphQLRequest, load_document, prepare, validate
 from server.schema.errors import as_graphql, is_request_error, public_error, without_suggestions
+from server.schema.executor import Executor
 from server.schema.root import Schema
+from server.subscriptions.event_writer import EventWriter, EventWriters
 from shared.errors import RateLimited, ServiceError
 from shared.storage.prices import Price
-
-MAX_WRITTEN_CHARACTERS = 8_000_000
-"Of all cached event texts, each with the request that it answers."
-
-_ENTRY_CHARACTERS = 600
-"The cost of a cached event besides its texts: a `Price` and the entry itself."
-
-MAX_SHARED_CHARACTERS = 4000
-"Of a document and its variables. The events of a longer request are not cached."
 
 
 class Refused(Exception):
@@ -60,13 +47,13 @@ class Compiled(Protocol):
 
 
 class Streams:
-    """One for each process, because it caches the serialised events."""
+    """One for each process, because it shares what writes the events."""
 
     def __init__(self, schema: Schema, compiled: Compiled, metrics: Metrics) -> None:
         self._schema = schema
         self._compiled = compiled
         self._metrics = metrics
-        self._written: LRU[tuple[str, object], str] = LRU(MAX_WRITTEN_CHARACTERS)
+        self._writers = EventWriters()
 
     async def answers(
         self, context: Context, request: GraphQLRequest, admission: Admission, *, is_queued: bool = False
@@ -78,6 +65,7 @@ class Streams:
         try:
             if not is_queued:
                 await admission.queue_document(len(request.query))
+            await prepare(request.query, self._schema._schema, admission.run_document)
         except RateLimited as error:
             raise self._busy(error) from error
         document, errors = self._prepare(request.query)
@@ -94,6 +82,39 @@ class Streams:
                 raise self._busy(error) from error
             yield answer
             return
+        source, name, locations, writer = await self._subscribe(context, request, document)
+        del request, document, operation  # a client may send 128 KiB, which must not stay for as long as it follows
+        code = OK
+        if isinstance(source, ExecutionResult):
+            refusal = [public_error(error) for error in source.errors or []]
+            self._metrics.ended(name, code_of(refusal))
+            yield _write(ExecutionResult(source.data, refusal))
+            return
+        self._metrics.subscriptions[name,] += 1
+        try:
+            async for event in source:
+                self._metrics.prices_sent += type(event) is Price
+                yield self._writers.write(writer, event)
+        except TooSlow:
+            code = TOO_SLOW
+            raise
+        except Exception as error:  # in the feed: the storage is unavailable, or a bug
+            end = public_error(GraphQLError(str(error), path=[writer.key], original_error=error))
+            end.locations = locations
+            code = code_of([end])
+            yield _write(ExecutionResult(None, [end]))
+        finally:
+            self._metrics.subscriptions[name,] -= 1
+            self._metrics.ended(name, code)
+            await source.aclose()
+
+    async def _subscribe(
+        self, context: Context, request: GraphQLRequest, document: DocumentNode
+    ) -> tuple[Any, str, Any, EventWriter]:
+        """The source of the events, or its refusal; the field's name and locations; and what writes the events.
+
+        Raises `Refused`.
+        """
         executor = Executor.build(
             self._schema._schema,
             document,
@@ -103,34 +124,15 @@ class Streams:
         )
         if isinstance(executor, list):
             raise self._refused(context, request, [public_error(error) for error in executor])
+        try:
+            field, writer = self._writers.writer(executor)
+        except RateLimited as error:
+            raise self._busy(error) from error
         source: Any = create_source_event_stream(executor)
         if executor.is_awaitable(source):
             source = await source
-        field = _root_field(executor)
-        name, code = field.name.value, OK
-        if isinstance(source, ExecutionResult):
-            refusal = [public_error(error) for error in source.errors or []]
-            self._metrics.ended(name, code_of(refusal))
-            yield _write(ExecutionResult(source.data, refusal))
-            return
-        asked = _cache_key(request, field)
-        self._metrics.subscriptions[name,] += 1
-        try:
-            async for event in source:
-                self._metrics.prices_sent += type(event) is Price
-                yield self._event(executor, asked, event)
-        except TooSlow:
-            code = TOO_SLOW
-            raise
-        except Exception as error:  # in the feed: the storage is unavailable, or a bug
-            path: list[str | int] = [(field.alias or field.name).value]
-            end = public_error(GraphQLError(str(error), [field], path=path, original_error=error))
-            code = code_of([end])
-            yield _write(ExecutionResult(None, [end]))
-        finally:
-            self._metrics.subscriptions[name,] -= 1
-            self._metrics.ended(name, code)
-            await source.aclose()
+        # Not the field itself: a node's tokens keep the document.
+        return source, field.name.value, GraphQLError("", [field]).locations, writer
 
     def _busy(self, error: RateLimited) -> Refused:
         self._metrics.ended(REFUSED, error.code)
@@ -147,7 +149,7 @@ class Streams:
             return DocumentNode(), [public_error(error)]
         except ServiceError as error:
             return DocumentNode(), [as_graphql(error)]
-        errors = validate(query, self._schema._schema, tuple(specified_rules))
+        errors = validate(query, self._schema._schema)
         return document, [public_error(error) for error in errors]
 
     async def _answer(self, context: Context, request: GraphQLRequest) -> str:
@@ -161,41 +163,7 @@ class Streams:
             raise Refused(result.errors or [])
         return _write(ExecutionResult(result.data, result.errors))
 
-    def _event(self, executor: Executor[Any], asked: str | None, event: Any) -> str:
-        # A fetch changes only with its status. It is not hashable itself, because it holds lists. Two prices are equal
-        # whatever their batch.
-        key = (asked or "", (event, event.batch) if isinstance(event, Price) else (event.id, event.status))
-        text = self._written.get(key)
-        if text is None:
-            result = execute_subscription_event(executor.build_per_event_executor(event))
-            assert isinstance(result, ExecutionResult)  # noqa: S101  no field of these types is asynchronous
-            text = _write(result)
-            if asked is not None:
-                self._written.put(key, text, len(asked) + len(text) + _ENTRY_CHARACTERS)
-        return text
-
 
 def _write(result: ExecutionResult) -> str:
     errors = [public_error(error) for error in result.errors or []]
     return json.dumps(ExecutionResult(result.data, errors or None).formatted, separators=(",", ":"))
-
-
-def _root_field(executor: Executor[Any]) -> FieldNode:
-    """The subscribed field. Validation makes sure that there is exactly one."""
-    operation = executor.operation
-    root = executor.schema.get_root_type(operation.operation)
-    assert root is not None  # noqa: S101  else the operation was refused
-    fields = collect_fields(executor.schema, executor.fragments, executor.variable_values, root, operation)
-    return next(iter(fields.grouped_field_set.values()))[0].node
-
-
-def _cache_key(request: GraphQLRequest, field: FieldNode) -> str | None:
-    """All that an event's answer depends on, so not `since` or `after`. `None` if it is too long to be cached."""
-    ignored = {
-        argument.value.name.value
-        for argument in field.arguments or ()
-        if argument.name.value in {"since", "after"} and isinstance(argument.value, VariableNode)
-    }
-    asked = {name: value for name, value in (request.variables or {}).items() if name not in ignored}
-    text = json.dumps([request.query, request.operation_name, asked], sort_keys=True)
-    return text if len(text) <= MAX_SHARED_CHARACTERS else None

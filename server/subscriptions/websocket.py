@@ -14,32 +14,39 @@ from typing import Any
 
 from graphql import GraphQLError
 from starlette.datastructures import Headers
-from starlette.types import Message, Receive, Scope, Send
-from strawberry.http.websocket_origin import is_same_origin
+from starlette.types import Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
 from server.feeds.recent_prices import TooSlow
 from server.metrics import REFUSED
 from server.protection.auth import client_of, is_authenticated
+from server.protection.holdings import SOCKET_BYTES, SUBSCRIPTION_BYTES
+from server.protection.pages import is_allowed_origin
+from server.protection.turns import Turns
 from server.reads.context import Context
 from server.schema.errors import as_graphql
-from server.schema.persisted_queries import PERSISTED, PersistedQueries
+from server.schema.persisted_queries import PersistedQueries
+from server.subscriptions.messages import TRY_AGAIN_LATER, Closed, is_operation, parse
 from server.subscriptions.operations import Refused, Streams
 from shared.config.settings import Settings
-from shared.errors import QueryTooComplex, ServiceError
+from shared.errors import QueryTooComplex, RateLimited, ServiceError
 
 logger = logging.getLogger(__name__)
 
 PROTOCOL = "graphql-transport-ws"
-TRY_AGAIN_LATER = 1013
 TOO_MANY = "Too many sockets; try again later"
 _CLOSE_SECONDS = 1.0
+
+DROPS_PER_SECOND = 25
+DROPS_AT_ONCE = 100
+"""GCRA: operations of a socket that its client completes, or that are over the limit. Each costs its start and its end,
+whatever it was for."""
 
 
 @dataclass(frozen=True)
 class Limits:
     sockets: int = 5000
-    "Of one process."
+    "Of one process, event streams included."
     operations: int = 50
     "Concurrent ones, of one socket."
     id_length: int = 128
@@ -47,14 +54,10 @@ class Limits:
     prices_behind: int = 10_000
     "Prices in the log. A subscriber that falls further behind is closed and can reconnect with `after`."
 
-
-class Closed(Exception):
-    """Raised to close the socket with a code."""
-
-    def __init__(self, code: int = 4400, reason: str = "Invalid message") -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
+    @classmethod
+    def for_connections(cls, connections: int) -> "Limits":
+        """Leaves a part of the connections to requests, if the process may open only few files."""
+        return cls(sockets=min(cls.sockets, connections * 5 // 6))
 
 
 class Sockets:
@@ -64,7 +67,6 @@ class Sockets:
         self.streams = streams
         self.persisted = persisted
         self.limits = limits
-        self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
@@ -78,28 +80,18 @@ class Sockets:
             await send({"type": "websocket.close", "code": 4406, "reason": "Subprotocol not acceptable"})
             return
         await send({"type": "websocket.accept", "subprotocol": PROTOCOL})
-        if self._open >= self.limits.sockets:
+        try:
+            held = scope["state"]["followers"].hold(client_of(scope), SOCKET_BYTES)
+        except RateLimited:
             await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": TOO_MANY})
             return
-        self._open += 1
-        try:
+        with held:
             await Socket(scope, receive, send, self).run()
-        finally:
-            self._open -= 1
-
-
-def is_allowed_origin(headers: Headers, settings: Settings, scheme: str) -> bool:
-    """A page may open a socket (of `scheme`) if it comes from this server or from one of CORS_ORIGINS."""
-    origin = headers.get("origin")
-    if origin is None or origin in settings.cors_origins or "*" in settings.cors_origins:
-        return True
-    # Behind a proxy whose headers are not trusted, the socket of an https page seems to be `ws`.
-    is_secure_enough = origin.lower().startswith(("https://", "http://") if scheme == "ws" else "https://")
-    return is_secure_enough and is_same_origin(origin, headers.get("host"))
 
 
 class Socket:
     def __init__(self, scope: Scope, receive: Receive, send: Send, shared: Sockets) -> None:
+        self._scope = scope
         self._state = scope["state"]
         self._client = client_of(scope)
         self._receive = receive
@@ -111,6 +103,9 @@ class Socket:
         self._running: set[asyncio.Task[None]] = set()
         "With those whose id is free again, but whose last message is still being sent."
         self._is_authenticated = is_authenticated(scope)
+        self._turns: Turns = self._state["admission"].turns
+        self._drops_until = 0.0
+        "The theoretical arrival time of the next dropped operation."
 
     async def run(self) -> None:
         """Serve until either side closes."""
@@ -118,7 +113,8 @@ class Socket:
         try:
             async with asyncio.timeout(self._limits.init_seconds) as self._until:
                 while (message := await self._receive())["type"] == "websocket.receive":
-                    await self._handle(_parse(message))
+                    await self._turns.take()
+                    await self._handle(parse(message))
         except TimeoutError:
             await self._close(self._end)
         except Closed as closed:
@@ -146,14 +142,21 @@ class Socket:
                 await self._text('{"type":"pong"}')
             case {"type": "pong"} if isinstance(message.get("payload"), dict | None):
                 pass
-            case {"type": "subscribe", "id": str(key), "payload": dict(payload)} if key and _is_valid(payload):
+            case {"type": "subscribe", "id": str(key), "payload": dict(payload)} if key and is_operation(payload):
                 await self._subscribe(key, payload)
             case {"type": "complete", "id": str(key)}:
+                self._count_drop()
                 if task := self._operations.pop(key, None):
                     task.cancel()
                     self._running.discard(task)
             case _:
                 raise Closed
+
+    def _count_drop(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._drops_until = max(self._drops_until, now) + 1 / DROPS_PER_SECOND
+        if self._drops_until - now > DROPS_AT_ONCE / DROPS_PER_SECOND:
+            raise Closed(TRY_AGAIN_LATER, "Too many operations a second")
 
     async def _init(self, payload: object) -> None:
         if self._is_initialised:
@@ -180,21 +183,24 @@ class Socket:
             raise Closed(4409, f"Subscriber for {json.dumps(key)[1:-1][:80]} already exists")
         if len(key) > self._limits.id_length:
             raise Closed
+        state = self._state
         try:
             if len(self._running) >= self._limits.operations:
                 raise QueryTooComplex(f"A socket may have at most {self._limits.operations} operations at a time.")
             request = self._shared.persisted.read(payload)
+            held = state["followers"].hold(self._client, SUBSCRIPTION_BYTES)
         except ServiceError as error:
-            self._state["metrics"].ended(REFUSED, error.code)
+            self._count_drop()
+            state["metrics"].ended(REFUSED, error.code)
             await self._error(json.dumps(key), [as_graphql(error)])
             return
-        pool, redis, settings, feeds = (self._state[name] for name in ("pool", "redis", "settings", "feeds"))
-        context = Context(pool, redis, settings, self._is_authenticated, feeds, self._client)
-        answers = self._shared.streams.answers(context, request, self._state["admission"])
+        context = Context.of(self._scope, self._client, is_authenticated=self._is_authenticated)
+        answers = self._shared.streams.answers(context, request, state["admission"])
         task = asyncio.create_task(self._operate(key, answers))
         self._operations[key] = task
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        task.add_done_callback(lambda _: held.release())
 
     async def _operate(self, key: str, answers: AsyncGenerator[str]) -> None:
         bind_contextvars(operation_id=key.encode(errors="backslashreplace").decode())
@@ -233,18 +239,3 @@ class Socket:
         if not self._until.expired():
             self._end = closed
             self._until.reschedule(asyncio.get_running_loop().time())
-
-
-def _is_valid(payload: dict[str, Any]) -> bool:
-    """Whether the protocol has such an operation. That of a persisted query may come without its document."""
-    kinds = {"query": str, "operationName": str, "variables": dict, "extensions": dict}
-    has_document = payload.get("query") is not None or PERSISTED in (payload.get("extensions") or {})
-    return has_document and all(isinstance(payload.get(name), kind | None) for name, kind in kinds.items())
-
-
-def _parse(message: Message) -> dict[str, Any]:
-    """Raises `Closed` unless the message is a text with a JSON object."""
-    with suppress(KeyError, TypeError, ValueError, RecursionError):
-        if isinstance(parsed := json.loads(message["text"]), dict):
-            return parsed
-    raise Closed

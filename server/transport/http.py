@@ -4,74 +4,101 @@ uvicorn has no timeouts for requests and answers, and its parser accepts headers
 nothing for each request: once a second all connections are checked.
 """
 
-import asyncio
 import logging
-import os
-import resource
-import socket
 from asyncio import BaseTransport, Transport
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, cast
 
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
+from server.transport.budget import AddressLogger, Budgeted
+from server.transport.connections import FULL, HEALTH_PATHS, ConnectionTable, Place, refuse_request
 from server.transport.upgrades import IgnoringUpgrades
 
 logger = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 6000
-"Of one process, with its up to 5,000 WebSockets (see `Limits` in server/subscriptions/websocket.py)."
-ACCEPTS_PER_ITERATION = 32
-BACKLOG = 2048
 MAX_HEADER_BYTES = 64 * 1024
 MAX_REQUEST_BYTES = 1024 * 1024
 "Of a request that the application does not read to its end. It refuses a body over 128 KiB, but trailers may follow."
+HELD_REQUEST_BYTES = 8 * 1024
+"An incomplete request that is longer counts towards its client's budget."
+
 HEADERS_SECONDS = 10.0
 BODY_SECONDS = 30.0
 ANSWER_SECONDS = 60.0
 KEEP_ALIVE_SECONDS = 75
 "Longer than the usual minute of proxies, so that the proxy closes idle connections, not the server."
 
-_SPARE_FILES = 200
-"For PostgreSQL, Redis, the log, and connections that are being refused."
 _REASONS = {
     408: b"The request took too long to arrive.",
     413: b"The request is too large.",
     431: b"The request's headers are too large.",
-    503: b"Too many connections; try again later.",
+    503: FULL,
 }
 
 
-class HttpProtocol(IgnoringUpgrades):
+class HttpProtocol(Budgeted, IgnoringUpgrades):
     cycle: RequestResponseCycle | None  # type: ignore[assignment]  # of the last request whose headers are complete
     scope: Any  # of the last request of which any byte has arrived, else `None`
 
-    def __init__(
-        self, *arguments: Any, max_connections: int = MAX_CONNECTIONS, is_leaving: bool = False, **options: Any
-    ) -> None:
+    def __init__(self, *arguments: Any, table: ConnectionTable, is_leaving: bool = False, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._is_leaving = is_leaving
-        self._max_connections = max_connections
+        self._table = table
         self._measured: object = None
         self._length = 0
         self._awaited: object = None
         self._awaited_since = 0.0
         self._unread_since: float | None = None
         self._running: RequestResponseCycle | None = None
+        self._is_reserved = False
+        self._active_at = 0.0
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(cast(Transport, transport))
-        if len(self.connections) > self._max_connections:
+        self._active_at = self.loop.time()
+        self.logger = AddressLogger(self.logger, self.client)  # type: ignore[assignment]
+        place = self._table.place(self.connections, self, len(self.connections), self._active_at)
+        self._is_reserved = place is Place.RESERVED
+        if place is Place.NONE:
             self.refuse(503)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        if self._is_reserved:
+            cycle.keep_alive = False
+            if cycle.scope["path"] not in HEALTH_PATHS:
+                app = cast(ASGI3Application, refuse_request)
         self._running = cycle
         super()._start_asgi_task(cycle, app)
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as we write: what is left counts towards its budget."""
+        super().pause_writing()
+        if not self.hold(self.transport.get_write_buffer_size()):
+            self.transport.abort()
+
+    def resume_writing(self) -> None:
+        """The client has read nearly all of what was written: an export may keep it busy for longer than a minute."""
+        super().resume_writing()
+        self.release()
+        self._unread_since = None
+
+    @property
+    def awaiting_since(self) -> float | None:
+        """The loop's time since which the client has sent no complete request; `None` while one is answered."""
+        cycle = self.cycle
+        is_waiting = cycle is None or cycle.response_complete or (cycle.more_body and not cycle.response_started)
+        return self._active_at if is_waiting else None
+
+    def on_response_complete(self) -> None:
+        self._active_at = self.loop.time()
+        super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """uvicorn notifies only the last request, which may be pipelined behind the one that is running."""
         super().connection_lost(exc)
+        self.release()
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
@@ -87,6 +114,9 @@ class HttpProtocol(IgnoringUpgrades):
         cycle = self.cycle
         if cycle is None or cycle.more_body or cycle.scope is not self.scope:
             self._measure(len(data))
+        elif self._measured is not None:  # the request is complete
+            self._measured = None
+            self.release()
         if self._is_leaving and cycle is not None:
             cycle.keep_alive = False
 
@@ -109,11 +139,8 @@ class HttpProtocol(IgnoringUpgrades):
                 self.refuse(431)
         elif self._length > MAX_REQUEST_BYTES:
             self.refuse(413)
-
-    def resume_writing(self) -> None:
-        """The client has read nearly all of what was written: an export may keep it busy for longer than a minute."""
-        super().resume_writing()
-        self._unread_since = None
+        if self._length > HELD_REQUEST_BYTES and not self.hold(min(2 * self._length, MAX_REQUEST_BYTES)):
+            self.refuse(503)
 
     def is_too_slow(self, now: float) -> bool:
         """Call it about once a second. `now`: the loop's time."""
@@ -161,23 +188,6 @@ class HttpProtocol(IgnoringUpgrades):
             self.transport.close()
 
 
-async def accept_more(
-    servers: Iterable[asyncio.AbstractServer], protocol: Callable[[], asyncio.Protocol]
-) -> list[asyncio.Server]:
-    """Add duplicates of the listening sockets.
-
-    uvloop accepts one connection for each listening socket in an iteration of the loop. With iterations of 5 ms, 300
-    simultaneous connections are accepted in 0.12 s instead of 2.7 s; admission control cannot see them before.
-    """
-    loop = asyncio.get_running_loop()
-    return [
-        await loop.create_server(protocol, sock=socket.socket(fileno=os.dup(listening.fileno())), backlog=BACKLOG)
-        for server in servers
-        for listening in cast(asyncio.Server, server).sockets
-        for _ in range(ACCEPTS_PER_ITERATION - 1)
-    ]
-
-
 def close_slow(connections: Iterable[object], now: float) -> None:
     slow = [one for one in connections if isinstance(one, HttpProtocol) and one.is_too_slow(now)]
     for connection in slow:
@@ -191,17 +201,3 @@ def abort_unread_streams(connections: Iterable[object]) -> None:
     for one in [one for one in connections if isinstance(one, HttpProtocol)]:
         if one.cycle and one.cycle.chunked_encoding is True and one.transport.get_write_buffer_size():
             one.transport.abort()
-
-
-def raise_file_limit() -> int:
-    """Raise the limit of open files for `MAX_CONNECTIONS`; return how many connections it allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + _SPARE_FILES
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    connections = max(wanted - _SPARE_FILES, _SPARE_FILES)
-    if connections < MAX_CONNECTIONS:
-        logger.warning("at most %d connections, because the process may open only %d files", connections, wanted)
-    return connections

@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(values.parse_origins)] = Field(
         default=(), description="comma-separated origins such as https://example.com, or * for all"
     )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(values.parse_hosts)] = Field(
+        default=(), description="comma-separated host names such as prices.example.com, without a port, or * for all"
+    )
     data_dir: str = ".data"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(values.lower)] = Field(
         default="info", description="debug, info, warning or error"

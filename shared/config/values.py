@@ -51,6 +51,13 @@ def parse_origins(value: Any) -> Any:
     return origins
 
 
+def parse_hosts(value: Any) -> Any:
+    hosts = tuple(host.lower().removesuffix(".") for host in split(value))
+    if any(not re.fullmatch(r"\*|[a-z0-9_-]+(\.[a-z0-9_-]+)*", host) for host in hosts):
+        raise ValueError("not a host name")
+    return hosts
+
+
 def parse_networks(value: Any) -> Any:
     networks = split(value)
     for network in set(networks) - {"*"}:

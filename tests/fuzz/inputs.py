@@ -110,7 +110,7 @@ Input = Http | list[bytes]
 def post(body: bytes, *headers: str, accept: str = "application/json", length: int | None = None) -> bytes:
     lines = [
         "POST /graphql HTTP/1.1",
-        "Host: a.test",
+        "Host: a",
         "Content-Type: application/json",
         f"Accept: {accept}",
         f"Content-Length: {len(body) if length is None else length}",
@@ -127,7 +127,7 @@ def ask(chance: random.Random, document: str, variables: str = "null") -> Input:
     match chance.randrange(8):
         case 0:
             target = f"/graphql?query={quote(document, errors='surrogatepass')}&variables={quote(variables)}"
-            head = f"GET {target[:63_000]} HTTP/1.1\r\nHost: a.test\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
+            head = f"GET {target[:63_000]} HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
             return Http(head.encode())
         case 1 | 2:
             return [INIT, frame(1, b'{"type":"subscribe","id":"1","payload":' + body + b"}")]
@@ -284,7 +284,7 @@ def headers(chance: random.Random) -> Input:
                 "/graphql?query=",
             ]
         )
-        head = f"{method} {path} HTTP/{chance.choice(['1.1', '1.1', '1.0', '2.0', '9'])}\r\nHost: a.test\r\n"
+        head = f"{method} {path} HTTP/{chance.choice(['1.1', '1.1', '1.0', '2.0', '9'])}\r\nHost: a\r\n"
         data = (head + "\r\n".join(chosen) + "\r\nConnection: close\r\n\r\n").encode("latin-1", "replace")
         return Http(data, is_whole=False, is_graphql=False)
     # Which of two lengths or encodings counts is for the server to refuse: it may be waiting for more.

@@ -143,7 +143,7 @@ class Probe:
         self._thread.start()
 
     def _ask(self) -> None:
-        question = b"GET /livez HTTP/1.1\r\nHost: a.test\r\n\r\n"
+        question = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
         while not self._is_over.is_set():
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), 5) as connection:
                 while not self._is_over.wait(PROBE_SECONDS):

@@ -13,7 +13,7 @@ IDLE_SECONDS = 0.15
 "After which nothing more is expected of a server that keeps the connection."
 
 HANDSHAKE = (
-    "GET /graphql HTTP/1.1\r\nHost: a.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "GET /graphql HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: graphql-transport-ws\r\nSec-WebSocket-Key: {}\r\n\r\n"
 )
 

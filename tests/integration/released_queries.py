@@ -112,7 +112,7 @@ async def ask_in_graphql(settings: Settings, asked: list[dict[str, Any]]) -> Non
         async def with_state(scope: Any, receive: Any, send: Any) -> None:
             await app(scope | {"state": dict(state or {})}, receive, send)
 
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(with_state), base_url="http://api.test") as http:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(with_state), base_url="http://api") as http:
             for document in DOCUMENTS:
                 answer = (await http.post("/graphql", json={"query": document})).json()
                 assert "errors" not in answer, answer

@@ -83,7 +83,8 @@ FLOORS = {
         ("schema",),
         ("reads",),
         ("schema/scalars",),
-        ("protection", "feeds", "standbys", "transport", "lru", "request_ids"),
+        ("feeds", "standbys", "transport"),
+        ("protection", "lru", "request_ids"),
     ),
     "worker": (
         ("__main__",),

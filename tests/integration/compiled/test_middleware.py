@@ -86,7 +86,7 @@ class Api:
             }
             await compiled_queries(scope, receive, send)
 
-        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api.test")
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api")
 
     async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.is_passed_on = True

@@ -120,7 +120,7 @@ async def test_an_internal_fault_has_status_500_only_with_graphql_response_json(
         state["admission"] = Admission(context.pool)
         await view({**scope, "state": state}, receive, send)
 
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api.test") as http:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as http:
         response = await http.post("/graphql", json={"query": QUERY}, headers={"accept": ACCEPTS[media_type]})
     assert coded(response) == (status, media_type, "INTERNAL_SERVER_ERROR")
     assert "zero" not in response.text

@@ -53,7 +53,7 @@ async def client(folder: Path) -> AsyncIterator[httpx.AsyncClient]:
         ]
     )
     transport = httpx.ASGITransport(ResponseHeaders(app))
-    async with httpx.AsyncClient(transport=transport, base_url="http://pages.test", trust_env=False) as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://pages", trust_env=False) as http:
         http.headers.pop("accept-encoding")
         yield http
 

@@ -17,7 +17,7 @@ import uvloop
 
 from server.app import create_app
 from server.protection.admission import MAX_UNDER_WAY, Admission
-from server.transport.http import accept_more
+from server.transport.connections import accept_more
 from shared.config.settings import Settings
 from shared.migrate import migrate
 from shared.storage.database import Pool, create_pool
@@ -61,7 +61,7 @@ async def in_process(settings: Settings) -> AsyncIterator[tuple[httpx.AsyncClien
             await app(scope | {"state": dict(state)}, receive, send)
 
         transport = httpx.ASGITransport(with_state)
-        async with httpx.AsyncClient(transport=transport, base_url="http://api.test") as http:
+        async with httpx.AsyncClient(transport=transport, base_url="http://api") as http:
             yield http, state["admission"]
 
 

@@ -12,10 +12,9 @@ from arq.connections import ArqRedis
 from gql import Client, gql
 from gql.transport.exceptions import TransportQueryError
 from gql.transport.websockets import WebsocketsTransport
-from graphql import execute_subscription_event
 from websockets.exceptions import ConnectionClosed
 
-from server.subscriptions import operations as streams
+from server.subscriptions.event_writer import EventWriter
 from server.subscriptions.websocket import Limits
 from shared.config.settings import Settings
 from shared.queue.deferred import defer, store_oldest_deferred
@@ -251,12 +250,13 @@ async def test_an_event_is_serialised_once_for_identical_requests(
     live: LiveApi, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[object] = []
+    write = EventWriter.__call__
 
-    def execute(executor: Any) -> Any:
-        written.append(executor.root_value)
-        return execute_subscription_event(executor)
+    def count(writer: EventWriter, event: object) -> str:
+        written.append(event)
+        return write(writer, event)
 
-    monkeypatch.setattr(streams, "execute_subscription_event", execute)
+    monkeypatch.setattr(EventWriter, "__call__", count)
     # Digits that no other test uses, because serialised events are cached.
     stored = [price("btc_usd", minute, digits="7.25") for minute in range(4)]
     await insert_prices(pool, stored[:2])

@@ -256,8 +256,8 @@ async def test_operations_of_a_socket_are_limited(live: LiveApi) -> None:
         assert await socket.answer() == {"data": {"latestPrices": []}}
 
 
-async def test_sockets_of_a_process_are_limited(settings: Settings, pool: Pool) -> None:
-    async with serve_live(settings, Limits(sockets=2)) as api:
+async def test_sockets_of_a_client_are_limited(settings: Settings, pool: Pool) -> None:
+    async with serve_live(settings, Limits(sockets=5)) as api:
         async with api.socket(), api.socket(), api.open() as third:
             assert await third.closed() == (1013, "Too many sockets; try again later")
         async with api.socket() as again:

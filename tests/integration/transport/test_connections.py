@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
@@ -10,6 +10,8 @@ from server import process
 from server.app import create_app
 from server.http.endpoint import MAX_BODY_BYTES
 from server.transport import http as connections
+from server.transport import websocket as sockets
+from server.transport.connections import CLOSED_AT_ONCE, MAX_CONNECTIONS, RESERVED_CONNECTIONS
 from shared.config.settings import Settings
 from shared.local.servers import free_port
 from shared.storage.database import Pool
@@ -20,6 +22,12 @@ HEAD = b"POST /graphql HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n
 POST = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 GET = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
 ANSWER = b'{"data":{"latestPrices":[]}}'
+UPGRADE = (
+    b"GET /graphql HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Protocol: graphql-transport-ws\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+SUBSCRIBE = b'{"query": "subscription { priceUpdates { price } }"}'
+STREAM = HEAD + b"Accept: text/event-stream\r\nContent-Length: %d\r\n\r\n%s" % (len(SUBSCRIBE), SUBSCRIBE)
 TIMEOUT = b"HTTP/1.1 408 "
 
 
@@ -101,7 +109,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_times_are_those_of_the_readme() -> None:
     assert (connections.HEADERS_SECONDS, connections.BODY_SECONDS, connections.ANSWER_SECONDS) == (10, 30, 60)
-    assert (connections.MAX_HEADER_BYTES, connections.MAX_CONNECTIONS) == (65536, 6000)
+    assert (connections.MAX_HEADER_BYTES, MAX_CONNECTIONS) == (65536, 6000)
     assert connections.KEEP_ALIVE_SECONDS == 75
 
 
@@ -264,30 +272,59 @@ async def test_the_longest_body_in_pieces_is_read(port: int) -> None:
             assert (await connection.answered()).endswith(ANSWER)
 
 
-async def test_connections_over_the_maximum_are_refused_until_others_close(settings: Settings, pool: Pool) -> None:
+@asynccontextmanager
+async def serving(settings: Settings, maximum: int) -> AsyncIterator[int]:
     port = free_port()
-    server = Server(process.create_server(create_app(settings), "127.0.0.1", port, 3).config)
+    server = Server(process.create_server(create_app(settings), "127.0.0.1", port, maximum).config)
     serving = asyncio.create_task(server.serve())
     try:
         while not server.started:
             await asyncio.sleep(0.01)
-        async with opened(port) as first, opened(port) as second:
-            async with opened(port) as third:
-                for connection in (first, second, third):
-                    await connection.send(GET)
-                    assert (await connection.answered()).endswith(b"ok\n")
-                for _ in range(3):
-                    async with opened(port) as refused:
-                        assert (await refused.rest()).startswith(b"HTTP/1.1 503 ")
-                await third.send(GET)
-                assert (await third.answered()).endswith(b"ok\n")
-            await asyncio.sleep(0.1)
-            async with opened(port) as fourth:
-                await fourth.send(GET)
-                assert (await fourth.answered()).endswith(b"ok\n")
+        yield port
     finally:
         server.should_exit = True
         await serving
+
+
+async def test_a_full_process_closes_idle_connections_to_make_room(settings: Settings, pool: Pool) -> None:
+    async with serving(settings, 3) as port, opened(port) as first, opened(port) as silent, opened(port) as third:
+        for connection in (first, third):
+            await connection.send(GET)
+            assert (await connection.answered()).endswith(b"ok\n")
+        async with opened(port) as fourth:
+            await fourth.send(POST)
+            assert (await fourth.answered()).endswith(ANSWER)
+            assert [await idle.rest() for idle in (first, silent, third)] == [b""] * 3
+    assert CLOSED_AT_ONCE > 3
+
+
+async def test_a_process_full_of_streams_answers_health_checks_alone(settings: Settings, pool: Pool) -> None:
+    async with AsyncExitStack() as stack, serving(settings, 3) as port:
+        streams = [await stack.enter_async_context(opened(port)) for _ in range(3)]
+        for stream in streams:
+            await stream.send(STREAM)
+            await stream.reader.readuntil(b"\r\n\r\n")
+        for path in (b"livez", b"readyz", b"livez"):
+            async with opened(port) as health:
+                await health.send(b"GET /%s HTTP/1.1\r\nHost: a\r\n\r\n" % path)
+                assert (await health.rest()).startswith(b"HTTP/1.1 200 ")
+        async with opened(port) as refused:
+            await refused.send(POST)
+            assert (await refused.rest()).startswith(b"HTTP/1.1 503 ")
+        reserved = [await stack.enter_async_context(opened(port)) for _ in range(RESERVED_CONNECTIONS + 1)]
+        assert not await reserved[0].is_open(0.5), "the reserve is not for those that send nothing"
+        streams.pop().writer.transport.abort()
+        await asyncio.sleep(0.1)
+        async with opened(port) as last:
+            await last.send(POST)
+            assert (await last.answered()).endswith(ANSWER)
+
+
+async def test_an_upgrade_with_a_body_is_closed(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "HANDSHAKE_SECONDS", 0.5)
+    async with opened(port) as connection:
+        await connection.send(UPGRADE.replace(b"\r\n\r\n", b"\r\nContent-Length: 5\r\n\r\n"))
+        assert not await connection.is_open(5)
 
 
 async def test_no_answer_names_the_server(port: int) -> None:

@@ -3,7 +3,7 @@
 from itertools import accumulate
 
 import pytest
-from graphql import GraphQLSyntaxError
+from graphql import GraphQLSyntaxError, parse
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +12,7 @@ from server.schema.documents import (
     MAX_ALIASES,
     MAX_DEPTH,
     MAX_FIELDS,
+    MAX_FRAGMENTS,
     MAX_NAME_LENGTH,
     MAX_TOKENS,
     _parse,
@@ -57,6 +58,11 @@ def aliased(count: int) -> str:
         (nested(600), TOO_DEEP),
         ("{a(b: " + "[" * 950 + "]" * 950 + ")}", TOO_DEEP),
         ("query ($a: " + "[" * 950 + "Int" + "]" * 950 + ") {a}", TOO_DEEP),
+        ("{a}" + "fragment F on Query {a}" * MAX_FRAGMENTS, None),
+        (
+            "{a}" + " ".join(f"fragment F{n} on Query {{a}}" for n in range(MAX_FRAGMENTS + 1)),
+            f"A document may have at most {MAX_FRAGMENTS} fragments.",
+        ),
         (aliased(MAX_ALIASES), None),
         (aliased(MAX_ALIASES + 1), TOO_MANY_ALIASES),
         ("{a " + aliased(MAX_ALIASES + 1) + "}", TOO_MANY_ALIASES),
@@ -86,8 +92,8 @@ def test_a_fragment_counts_wherever_it_is_spread(query: str, message: str | None
 
 
 def test_fragments_that_double_each_other_are_weighed_quickly() -> None:
-    doubling = " ".join(f"fragment F{n} on Query {{...F{n + 1} ...F{n + 1}}}" for n in range(100))
-    assert verdict("{...F0} " + doubling + " fragment F100 on Query {a: b}") == TOO_MANY_ALIASES
+    doubling = " ".join(f"fragment F{n} on Query {{...F{n + 1} ...F{n + 1}}}" for n in range(40))
+    assert verdict("{...F0} " + doubling + " fragment F40 on Query {a: b}") == TOO_MANY_ALIASES
 
 
 @pytest.mark.parametrize(
@@ -121,14 +127,25 @@ async def test_the_message_names_the_limit(query: str, message: str, unused_cont
     )
 
 
-def test_a_refused_document_is_not_cached() -> None:
+def test_a_document_that_is_too_long_is_not_cached() -> None:
     before = len(_parse)
-    refused = [verdict(f"{{a{number} {aliased(MAX_ALIASES + 1)}}}") for number in range(3)]
-    assert (refused, len(_parse)) == ([TOO_MANY_ALIASES] * 3, before)
     for number in range(3):
         verdict(f"{{a{number}}}" + " " * 500_000)
     assert len(_parse) == before
     assert load_document("{a}") is load_document("{a}")
+
+
+def test_the_error_of_a_document_is_cached_and_raised_anew() -> None:
+    errors = []
+    for query in ["{a", "{" + "a " * 2001 + "}"] * 2:
+        with pytest.raises((GraphQLSyntaxError, QueryTooComplex)) as caught:
+            load_document(query)
+        errors.append(caught.value)
+    assert len(set(map(id, errors))) == 4
+    assert [str(error) for error in errors[:2]] == [str(error) for error in errors[2:]]
+    with pytest.raises(GraphQLSyntaxError) as parsed:
+        parse("{a")
+    assert str(errors[0]) == str(parsed.value)
 
 
 SELECTIONS = st.recursive(

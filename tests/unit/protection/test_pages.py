@@ -3,7 +3,7 @@
 import pytest
 from starlette.datastructures import Headers
 
-from server.subscriptions.websocket import is_allowed_origin
+from server.protection.pages import is_allowed_origin
 from tests.unit.replies import settings_for
 
 
