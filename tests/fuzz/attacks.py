@@ -142,12 +142,12 @@ toDt: "2026-01-31T12:00:00Z", limit: 10000) { ticker start open high low close s
 
 
 async def large_pages(a: Attackers) -> None:
-    query = "{ a: %s b: %s }" % (CANDLES % "btc_usd", CANDLES % "eth_usd")
+    query = "{{ a: {} b: {} }}".format(CANDLES % "btc_usd", CANDLES % "eth_usd")
     await repeat(a, 5 * a.scale, request(query))
 
 
 async def large_pages_by_strawberry(a: Attackers) -> None:
-    query = '{ a: %s b: %s wrong: latestPrice(ticker: "no_such") { price } }' % (
+    query = '{{ a: {} b: {} wrong: latestPrice(ticker: "no_such") {{ price }} }}'.format(
         CANDLES % "btc_usd",
         CANDLES % "eth_usd",
     )
@@ -155,7 +155,7 @@ async def large_pages_by_strawberry(a: Attackers) -> None:
 
 
 async def large_page_by_socket(a: Attackers) -> None:
-    query = "{ a: %s b: %s }" % (CANDLES % "btc_usd", CANDLES % "eth_usd")
+    query = "{{ a: {} b: {} }}".format(CANDLES % "btc_usd", CANDLES % "eth_usd")
     writers = [await a.socket() for _ in range(5 * a.scale)]
     until = time.monotonic() + SECONDS
     number = 0
@@ -174,7 +174,7 @@ async def many_aliases(a: Attackers) -> None:
 
 async def unread_answers(a: Attackers) -> None:
     for number in range(60 * a.scale):
-        query = "{ a%d: %s b: %s }" % (number, CANDLES % "btc_usd", CANDLES % "eth_usd")
+        query = f"{{ a{number}: {CANDLES % 'btc_usd'} b: {CANDLES % 'eth_usd'} }}"
         writer = await a.connect(is_read=False)
         await a.send(writer, request(query))
     await asyncio.sleep(SECONDS)
@@ -211,7 +211,7 @@ async def subscribe_and_complete(a: Attackers) -> None:
 
 
 async def unknown_fields(a: Attackers) -> None:
-    padded = "{ %s }" % " ".join(f"p{number}{'riceHistor' * 8}" for number in range(220))
+    padded = "{{ {} }}".format(" ".join(f"p{number}{'riceHistor' * 8}" for number in range(220)))
     requests = b"".join(request(padded.replace("p1", f"p{n}q")) for n in range(20))
     await repeat(a, 5 * a.scale, requests)
 
@@ -231,7 +231,7 @@ async def many_fields(a: Attackers) -> None:
     requests = []
     for number in range(20):
         fields = " ".join(["price ticker timestamp source"] * 74)
-        requests.append(request('{ a%d: latestPrice(ticker: "btc_usd") { %s } }' % (number, fields)))
+        requests.append(request(f'{{ a{number}: latestPrice(ticker: "btc_usd") {{ {fields} }} }}'))
     await repeat(a, 5 * a.scale, b"".join(requests))
 
 
