@@ -24,6 +24,8 @@ class Turns:
         self._waiting: deque[tuple[Future, float]] = deque()
         self._woken: deque[tuple[Future, float]] = deque()
         self._began: float | None = None
+        "When the first task of this iteration began."
+        self._is_scheduled = False
 
     async def take(self) -> None:
         """Before each piece of work. Returns at once if the iteration has time left and no other task waits."""
@@ -46,8 +48,7 @@ class Turns:
         """Results are set when it is their turn."""
         now = monotonic()
         self._waiting.extend((turn, now) for turn in turns)
-        if self._began is None:
-            self._begin(now)
+        self._schedule()
 
     async def wait(self, turn: Future) -> None:
         """`turn`: given to `queue`, or to be given."""
@@ -62,25 +63,26 @@ class Turns:
         """Whether the slice of this iteration is used up."""
         now = monotonic()
         if self._began is None:
-            self._begin(now)
+            self._began = now
+            self._schedule()
             return False
         return now - self._began > SLICE_SECONDS
 
-    def _begin(self, now: float) -> None:
-        self._began = now
-        asyncio.get_running_loop().call_soon(self._end_iteration)
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._end_iteration)
 
     def _end_iteration(self) -> None:
-        self._began = None
-        if not self._woken and not self._waiting:
-            return
-        self._begin(monotonic())
+        self._began, self._is_scheduled = None, False
         released = 0
         while released < MAX_RELEASED and (queue := self._woken or self._waiting):
             turn, _ = queue.popleft()
             if not turn.done():  # its task was cancelled
                 turn.set_result(None)
                 released += 1
+        if released:
+            self._schedule()  # behind the tasks that were woken
 
 
 class Signal:

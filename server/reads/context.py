@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import strawberry
 from arq.connections import ArqRedis
@@ -32,9 +32,6 @@ MAX_TICKERS = 1000
 
 MAX_PYTHON_VALUES = 30_000
 "Of a request that is not compiled: each value takes some µs of the event loop and 200 bytes."
-
-MIN_PYTHON_WIDTH = 3
-"A row is read with all its columns, however few are selected."
 
 _TOKEN_NEEDED = "This needs the header `Authorization: Bearer <API_TOKEN>`."  # noqa: S105  not a token
 
@@ -105,10 +102,15 @@ class Context:
                 "several requests."
             )
 
-    def count_values_in_python(self, rows: int, width: int) -> None:
+    def rows_in_python(self, width: int) -> int:
+        """How many rows Strawberry may read at most: one more than it may write."""
+        return (MAX_PYTHON_VALUES - self.python_values) // width + 1
+
+    def count_values_in_python(self, rows: list[Any], width: int) -> None:
         """Count what Strawberry has to write of the rows that were found. Raises `QueryTooComplex`."""
-        self.python_values += rows * max(width, MIN_PYTHON_WIDTH)
+        self.python_values += len(rows) * width
         if self.python_values > MAX_PYTHON_VALUES:
+            rows.clear()  # the error's traceback would keep them
             raise QueryTooComplex(
                 f"A request that PostgreSQL cannot answer alone, or with an error in one of its fields, may have "
                 f"at most {MAX_PYTHON_VALUES} values together: rows times their fields. Ask for fewer rows."

@@ -17,7 +17,7 @@ import asyncpg
 import strawberry
 
 from server.protection.turns import Turns
-from server.reads.columns import READ, read_row
+from server.reads.columns import READ, columns_of, read_row
 from server.reads.context import Context, Info
 from server.reads.selections import weigh
 from shared.storage.database import Pool, Statement, fetch
@@ -72,9 +72,14 @@ def read_field(
             parent = (root.statement,) if is_nested else ()
             context, width = info.context, _width(info)
             statement = read.statement(context, given, width, *parent)
-            async with context.heavy_reads.place(read.rows_asked_for(context, given)):
+            # All columns of a row are read, however few are selected.
+            width = max(width, len(columns_of(read.row_type)))
+            count, limit = read.rows_asked_for(context, given), context.rows_in_python(width)
+            if read.counts == "limit" and limit < count:
+                statement, count = build(context, *parent, **{**given, "limit": limit}), limit
+            async with context.heavy_reads.place(count):
                 rows = await fetch(context.pool, statement.sql, *statement.parameters)
-            context.count_values_in_python(len(rows), width)
+            context.count_values_in_python(rows, width)
             objects = _objects(rows, read.row_type, statement)
             return _in_turns(objects, context.turns) if read.is_list else next(objects, None)
 

@@ -12,11 +12,12 @@ from graphql import (
     GraphQLSyntaxError,
     OperationDefinitionNode,
     Source,
-    parse,
     specified_rules,
 )
 from graphql import validate as graphql_validate
-from graphql.validation import NoSchemaIntrospectionCustomRule
+from graphql.language import Lexer, Token
+from graphql.language.parser import Parser
+from graphql.validation import ASTValidationRule, NoSchemaIntrospectionCustomRule, ValidationContext
 from strawberry.extensions import SchemaExtension
 from strawberry.schema.validation_rules.maybe_null import MaybeNullValidationRule
 from strawberry.schema.validation_rules.one_of import OneOfInputValidationRule
@@ -108,14 +109,21 @@ def _parse_or_refuse(query: str) -> DocumentNode | Callable[[], Exception]:
 
 
 def _parse_uncached(query: str) -> DocumentNode:
+    lexer = Lexer(Source(query))
+    first: Token | None = lexer.token
     try:
-        document = parse(query, max_tokens=MAX_TOKENS)
+        document = Parser(lexer.source, max_tokens=MAX_TOKENS, lexer=lexer).parse_document()
+    except RecursionError:
+        raise QueryTooComplex(_TOO_DEEP) from None
     except GraphQLSyntaxError as error:
         if f"more than {MAX_TOKENS} tokens" in error.message:
             raise QueryTooComplex(f"A document may have at most {MAX_TOKENS} tokens.") from None
         if "nested too deeply" in error.message:
             raise QueryTooComplex(_TOO_DEEP) from None
         raise
+    finally:
+        while first is not None:  # without its cycles, a document is freed at once
+            first.prev, first = None, first.next
     fragments = {d.name.value: d for d in document.definitions if isinstance(d, FragmentDefinitionNode)}
     if len(fragments) > MAX_FRAGMENTS:
         raise QueryTooComplex(f"A document may have at most {MAX_FRAGMENTS} fragments.")
@@ -131,8 +139,18 @@ def _validate_uncached(query: str, schema: GraphQLSchema) -> list[GraphQLError]:
 
 
 def _validate_document(document: DocumentNode, schema: GraphQLSchema) -> list[GraphQLError]:
-    """Errors without their nodes, which would keep the document."""
-    errors = graphql_validate(schema, document, _RULES, max_errors=MAX_ERRORS)
+    """Errors without their nodes, which would keep the document. graphql-core's visitors would, too, by cycles."""
+    visitors: list[ASTValidationRule] = []
+
+    def remembered(rule: type[ASTValidationRule], context: ValidationContext) -> ASTValidationRule:
+        visitors.append(rule(context))
+        return visitors[-1]
+
+    rules: Any = [partial(remembered, rule) for rule in _RULES]
+    errors = graphql_validate(schema, document, rules, max_errors=MAX_ERRORS)
+    for visitor in visitors:
+        vars(visitor.context).clear()
+        vars(visitor).clear()
     return [GraphQLError(error.message, source=error.source, positions=error.positions) for error in errors]
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -77,11 +78,10 @@ async def store(pool: Pool) -> None:
         await asyncio.sleep(0.5)
 
 
+@pytest.mark.skipif(not IS_LONG and "ATTACKS" not in os.environ, reason="it takes two minutes")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("names", [list(ATTACKS)])
 async def test_attacks(settings: Settings, pool: Pool, redis: ArqRedis, names: list[str]) -> None:
-    import os
-
     names = os.environ.get("ATTACKS", ",".join(names)).split(",")
     connection = await asyncpg.connect(settings.database_url)
     for first in range(0, MINUTES, 2000):
