@@ -20,6 +20,7 @@ from shared.telemetry.traces import open_traces
 from worker.context import Worker
 from worker.exchange.http import create_http
 from worker.exchange.index_check import check_tickers
+from worker.jobs.filling import fill_histories
 from worker.metrics import serve_metrics
 from worker.runner import report, work
 
@@ -41,7 +42,7 @@ async def run(settings: Settings) -> None:
         logger.info("collecting %s every %d s", ", ".join(settings.tickers), settings.fetch_interval_seconds)
         if settings.retention_days is not None:
             logger.info("prices older than %d days are dropped, their candles stay", settings.retention_days)
-        background = [report(worker), check_tickers(worker)]
+        background = [report(worker), check_tickers(worker), fill_histories(worker)]
         if settings.metrics_port:
             background.append(serve_metrics(settings, worker.metrics.registry))
         tasks = [asyncio.create_task(coroutine) for coroutine in background]

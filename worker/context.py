@@ -16,7 +16,11 @@ from shared.config.settings import Settings
 from shared.grid import slot_of
 from shared.storage.database import Pool
 from shared.storage.schedules import insert_schedules
-from worker.exchange.http import CONCURRENCY
+from worker.exchange.background import Background
+from worker.exchange.chart import Chart
+from worker.exchange.http import CONCURRENCY, HttpPrices
+from worker.exchange.source import Live, Past
+from worker.exchange.trades import Trades
 from worker.metrics import Metrics
 
 REQUEUE_SECONDS = 18.0
@@ -37,9 +41,17 @@ class Worker:
     unknown_indices: dict[str, list[str]] = field(default_factory=dict)
     "Tickers that the exchange does not have, each with the names nearest to it; see exchange/index_check.py."
     metrics: Metrics = field(init=False)
+    background: Background = field(init=False)
+    live: Live = field(init=False)
+    past: tuple[Past, ...] = field(init=False)
+    "In the order in which they are asked: the better source first."
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.settings.tickers, self.pool)
+        self.background = Background(self.redis, self.metrics)
+        self.live = HttpPrices(self.http)
+        trades = Trades(self.http, self.settings.history_url, self.background)
+        self.past = (trades, Chart(self.http, self.background))
 
     @property
     def first_slot(self) -> datetime:

@@ -20,6 +20,8 @@ JOB_TRIES = 3
 KEEP_SLOT_SECONDS = 3600
 "A worker that was paused for less finds the result of its slot, and does not run the slot again."
 HEAL_EVERY = timedelta(minutes=1)
+HEAL_TRIES = 1000
+"A run that has more to heal than fits in its time goes on in the next try."
 HEAL_AT = timedelta(seconds=45)
 "Between the slots of a minute, after the attempts at the last slot and its retry at half-slot."
 DROP_AT = timedelta(seconds=15)
@@ -46,7 +48,7 @@ def cron_jobs(worker: Worker) -> list[CronJob]:
     return [
         _grid_cron(worker, fetch_slot, worker.interval, first=worker.first_slot, max_tries=JOB_TRIES),
         _grid_cron(worker, retry_slot, worker.interval, offset=half, first=worker.first_slot + half),
-        _grid_cron(worker, heal_gaps, HEAL_EVERY, offset=HEAL_AT, run_at_startup=True),
+        _grid_cron(worker, heal_gaps, HEAL_EVERY, offset=HEAL_AT, run_at_startup=True, max_tries=HEAL_TRIES),
         _grid_cron(worker, drop_old_prices, HEAL_EVERY, offset=DROP_AT),
     ]
 

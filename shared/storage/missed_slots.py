@@ -52,12 +52,12 @@ async def insert_missed_slots(
 
 
 async def insert_unanswered(
-    pool: Pool, ticker: str, runs: Iterable[MissingRun], *, timeout: float = WRITE_SECONDS
+    pool: Pool, ticker: str, runs: Iterable[MissingRun], detail: str | None = None, *, timeout: float = WRITE_SECONDS
 ) -> None:
-    """Note that the chart has no answer for these slots, so that healing skips them; an earlier reason stays."""
+    """Note that no source has an answer for these slots, so that healing skips them; an earlier reason stays."""
     sql = """
-        insert into missed_slots (ticker, slot, reason, unanswered)
-        select $1, slot, 'NOT_COLLECTED', true
+        insert into missed_slots (ticker, slot, reason, detail, unanswered)
+        select $1, slot, 'NOT_COLLECTED', $5, true
         from unnest($2::timestamptz[], $3::timestamptz[], $4::interval[]) as run (first, after, step)
         cross join lateral generate_series(first, after - step, step) as slot
         order by slot
@@ -67,4 +67,4 @@ async def insert_unanswered(
     """
     rows = [(run.first, run.end, run.interval) for run in runs]
     if rows:
-        await write(pool, sql, ticker, *columns(rows, 3), timeout=WRITE_SECONDS)
+        await write(pool, sql, ticker, *columns(rows, 3), detail, timeout=timeout)

@@ -15,8 +15,11 @@ from shared.telemetry.traces import span
 
 
 class PriceSource(StrEnum):
+    """In the order of precedence, as in PostgreSQL: the first two are equals, and replace the others."""
+
     SCHEDULED = "SCHEDULED"
     REQUESTED = "REQUESTED"
+    RECOVERED = "RECOVERED"
     BACKFILLED = "BACKFILLED"
 
 
@@ -49,6 +52,8 @@ _NAMES = ", ".join(_TYPES)
 _SOURCE = list(_TYPES).index("source")
 
 COLUMNS = ", ".join("source::text as source" if name == "source" else name for name in _TYPES)
+
+_RANK = dict(zip(PriceSource, (0, 0, 1, 2), strict=True))
 
 STALE_INTERVALS = 2
 "A ticker without a new price for this many intervals is stale."
@@ -114,6 +119,7 @@ def tickers(names: Sequence[str], interval_seconds: int) -> Statement:
             coalesce(now() - latest.timestamp > interval '{STALE_INTERVALS} s' * $2, true) as stale,
             oldest.timestamp as first_timestamp,
             dropped_prices.kept_from,
+            history.filling_to,
             case
                 when now() - latest.timestamp <= interval '{STALE_INTERVALS} s' * $2
                 then latest.timestamp + interval '{STALE_INTERVALS} s' * $2
@@ -136,6 +142,13 @@ def tickers(names: Sequence[str], interval_seconds: int) -> Statement:
             order by timestamp
             limit 1
         ) as oldest on true
+        left join lateral (
+            select case when since > filling_to then filling_to end as filling_to
+            from schedules
+            where schedules.ticker = wanted.name collate "C"
+            order by since
+            limit 1
+        ) as history on true
         order by wanted.position
     """
     return Statement(sql, (list(names), interval_seconds), expires=True)
@@ -186,8 +199,8 @@ async def select_observed_tickers(pool: Pool, tickers: Sequence[str], slot: date
 async def insert_prices(pool: Pool, prices: Iterable[Price], *, timeout: float = WRITE_SECONDS) -> list[Price]:
     """Store prices in one statement; returns those that were new.
 
-    Idempotent: an existing row stays, with one exception. An observation replaces a chart average, because the slot of
-    a late observation (PostgreSQL was unavailable) may have been healed meanwhile.
+    Idempotent: an existing row stays, unless its source ranks lower. A late observation (PostgreSQL was unavailable)
+    replaces what healed its slot meanwhile, and a recovered price replaces a chart average.
     """
     sql = f"""
         insert into prices ({_NAMES})
@@ -198,13 +211,13 @@ async def insert_prices(pool: Pool, prices: Iterable[Price], *, timeout: float =
         order by timestamp, ticker collate "C"
         on conflict (ticker, timestamp) do update
         set {", ".join(f"{name} = excluded.{name}" for name in _TYPES if name not in {"ticker", "timestamp"})}
-        where prices.source = 'BACKFILLED'
-          and excluded.source <> 'BACKFILLED'
+        -- The order of the values is the order of precedence.
+        where prices.source > greatest(excluded.source, 'REQUESTED')
         returning {COLUMNS}
     """
-    # One statement cannot update a row twice, so the batch itself keeps one price per row: the first observation.
+    # One statement cannot update a row twice, so the batch itself keeps one price per row: the best source's first.
     unique: dict[tuple[str, datetime], Price] = {}
-    for price in sorted(prices, key=lambda p: (p.source is PriceSource.BACKFILLED, p.observed_at)):
+    for price in sorted(prices, key=lambda p: (_RANK[p.source], p.observed_at)):
         unique.setdefault((price.ticker, price.timestamp), price)
     rows = [tuple(getattr(price, name) for name in _TYPES) for price in unique.values()]
     if not rows:

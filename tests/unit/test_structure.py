@@ -24,7 +24,7 @@ from shared.version import VERSION
 from tests.unit.replies import settings_for
 from worker.context import Worker
 from worker.runner import create_worker
-from worker.schedule import GridCron, cron_jobs
+from worker.schedule import HEAL_TRIES, GridCron, cron_jobs
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("server", "worker", "shared")
@@ -234,7 +234,7 @@ def test_a_slot_runs_once_and_is_tried_again() -> None:
 def test_healing_runs_between_the_slots_of_a_minute() -> None:
     job = cron_job("heal_gaps")
     assert isinstance(job, GridCron)
-    assert (job.unique, job.max_tries, job.timeout_s, job.run_at_startup) == (True, 1, 20, True)
+    assert (job.unique, job.max_tries, job.timeout_s, job.run_at_startup) == (True, HEAL_TRIES, 20, True)
     assert (job.interval, job.offset) == (timedelta(minutes=1), timedelta(seconds=45))
 
 

@@ -79,6 +79,16 @@ def create_http(settings: Settings, transport: httpx.AsyncBaseTransport | None =
     )
 
 
+class HttpPrices:
+    """A source of the price now: one request for each."""
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self._http = http
+
+    async def observe(self, ticker: str) -> Observation:
+        return await get_index_price(self._http, ticker)
+
+
 async def get_index_price(http: httpx.AsyncClient, ticker: str) -> Observation:
     """One attempt. Raises `DeribitError`."""
     with span("get_index_price", "client", server__address=http.base_url.host):
@@ -88,7 +98,7 @@ async def get_index_price(http: httpx.AsyncClient, ticker: str) -> Observation:
     if not isinstance(result, dict) or "index_price" not in result:
         raise DeribitError("BAD_REPLY", "result without index_price", retry=Retry.BACKOFF)
     # Never estimated_delivery_price, because before an expiry it is a running average.
-    return Observation(ticker, _price(result["index_price"]), observed_at, _is_testnet(http, envelope))
+    return Observation(ticker, parse_price(result["index_price"]), observed_at, _is_testnet(http, envelope))
 
 
 async def get_index_chart(http: httpx.AsyncClient, ticker: str, chart_range: str) -> list[ChartPoint]:
@@ -110,22 +120,26 @@ async def get_index_chart(http: httpx.AsyncClient, ticker: str, chart_range: str
     return points[:-1]
 
 
-async def get_index_names(http: httpx.AsyncClient) -> list[str]:
-    """Every index of the exchange. The documentation has objects, recorded replies strings. Raises `DeribitError`."""
-    result = (await _call(http, "public/get_index_price_names", {}))["result"]
-    entries = result if isinstance(result, list) else []
-    names = [entry.get("name") if isinstance(entry, dict) else entry for entry in entries]
-    return [name for name in names if isinstance(name, str)]
+async def get_result(
+    http: httpx.AsyncClient, method: str, parameters: Mapping[str, str], base_url: str = ""
+) -> tuple[Any, bool]:
+    """The result of any method, and whether it is a test network's. `base_url`: another host. Raises `DeribitError`."""
+    host = urlsplit(base_url).hostname or http.base_url.host
+    with span(method, "client", server__address=host):
+        envelope = await _call(http, f"public/{method}", parameters, base_url)
+    return envelope["result"], _is_testnet(http, envelope)
 
 
 def _point(entry: object, testnet: bool) -> ChartPoint:
     match entry:
         case [int(milliseconds), price] if not isinstance(milliseconds, bool):
-            return ChartPoint(_instant(milliseconds * 1000), _price(price), testnet)
+            return ChartPoint(parse_instant(milliseconds * 1000), parse_price(price), testnet)
     raise DeribitError("BAD_REPLY", "chart point is not [ms, price]", retry=Retry.BACKOFF)
 
 
-async def _call(http: httpx.AsyncClient, method: str, parameters: Mapping[str, str]) -> dict[str, Any]:
+async def _call(
+    http: httpx.AsyncClient, method: str, parameters: Mapping[str, str], base_url: str = ""
+) -> dict[str, Any]:
     """GET one method and return its envelope, which has a `result`. Raises `DeribitError`."""
     for is_last in (False, True):
         opened: list[str] = []
@@ -136,7 +150,7 @@ async def _call(http: httpx.AsyncClient, method: str, parameters: Mapping[str, s
 
         try:
             async with asyncio.timeout(ATTEMPT_SECONDS):
-                response = await http.get(f"/{method}", params=parameters, extensions={"trace": trace})
+                response = await http.get(f"{base_url}/{method}", params=parameters, extensions={"trace": trace})
                 if response.is_redirect:
                     response = await _follow(http, response)
             break
@@ -177,7 +191,7 @@ def _envelope(response: httpx.Response) -> dict[str, Any]:
     try:
         if len(response.content) > _MAX_BODY_BYTES:
             raise ValueError("too large")
-        # Decimals from the text, because a float loses digits. `_price` refuses NaN and infinity.
+        # Decimals from the text, because a float loses digits. `parse_price` refuses NaN and infinity.
         body = json.loads(response.content, parse_float=Decimal, parse_constant=Decimal)
     except (ValueError, ArithmeticError, RecursionError):
         raise status_error(response) from None
@@ -192,7 +206,7 @@ def _envelope(response: httpx.Response) -> dict[str, Any]:
     return body
 
 
-def _price(value: object) -> Decimal:
+def parse_price(value: object) -> Decimal:
     """A positive finite decimal. Anything else raises `DeribitError` and is REJECTED_VALUE in the history."""
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         raise _rejected("BAD_PRICE", "price is not a number")
@@ -217,11 +231,11 @@ def _clock(envelope: Mapping[str, Any]) -> datetime:
             microseconds = envelope[name]
             if not isinstance(microseconds, int) or isinstance(microseconds, bool):
                 raise DeribitError("BAD_REPLY", f"{name} is not an integer", retry=Retry.BACKOFF)
-            return _instant(microseconds)
+            return parse_instant(microseconds)
     return datetime.now(UTC)
 
 
-def _instant(microseconds: int) -> datetime:
+def parse_instant(microseconds: int) -> datetime:
     try:
         return from_microseconds(microseconds)
     except OverflowError:

@@ -70,8 +70,9 @@ async def with_retries(worker: Worker, attempt: Callable[[], Awaitable[T]], budg
     pause = min(_FIRST_BACKOFF_SECONDS, budget_seconds / 2)
     while True:
         try:
-            async with asyncio.timeout_at(deadline), worker.requests, worker.metrics.calling("get_index_price"):
-                return await attempt()
+            with worker.background.live():
+                async with asyncio.timeout_at(deadline), worker.requests, worker.metrics.calling("get_index_price"):
+                    return await attempt()
         except TimeoutError as error:
             raise DeribitError("TIMEOUT", "no answer in time", retry=ExchangeRetry.LATER) from error
         except DeribitError as error:

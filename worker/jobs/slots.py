@@ -19,8 +19,8 @@ from shared.storage.prices import Price, PriceSource, select_observed_tickers
 from worker.context import Worker, worker_of
 from worker.exchange.errors import DeribitError
 from worker.exchange.errors import Retry as ExchangeRetry
-from worker.exchange.http import Observation, get_index_price
 from worker.exchange.retries import BUDGET_SECONDS, attempts
+from worker.exchange.source import Observation
 from worker.jobs.storing import store
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ async def _fetch_slot(worker: Worker, slot: datetime, tickers: Sequence[str]) ->
         return []
 
     async def observe(ticker: str) -> Price:
-        observation = await get_index_price(worker.http, ticker)
+        observation = await worker.live.observe(ticker)
         _check_clock(observation, slot, worker.interval)
         return observation.as_price(slot, PriceSource.SCHEDULED)
 

@@ -1,4 +1,4 @@
-"""`heal_gaps` with the simulator's chart: what it fills, what it leaves open, and which charts it requests."""
+"""`heal_gaps` with the simulator's chart alone: what it fills, what it leaves open, and which charts it requests."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 
 from shared.grid import slot_of
-from shared.storage.coverage import Coverage
-from shared.storage.database import fetch
 from shared.storage.missed_slots import GapReason, MissedSlot, insert_missed_slots
 from shared.storage.prices import Price, PriceSource, insert_prices
 from tests.integration.examples import (
@@ -21,8 +19,10 @@ from tests.integration.examples import (
     select_all_prices,
     select_unanswered,
 )
-from tests.reads import select_coverage, select_first_timestamps, select_gaps
+from tests.reads import select_gaps
 from worker.context import Worker
+from worker.exchange.chart import NO_POINT
+from worker.exchange.trades import NO_PERPETUAL
 from worker.jobs.healing import heal_gaps
 from worker.simulator.app import Simulator
 from worker.simulator.faults import Fault
@@ -32,6 +32,12 @@ HOUR = timedelta(hours=1)
 TICKERS = ("btc_usd", "eth_usd")
 RECENT, OLDER = 6, 60
 "The chart's spacing in seconds: in the last hour, and before."
+
+
+@pytest.fixture(autouse=True)
+def _no_perpetuals(simulator: Simulator) -> None:
+    """Nothing but the chart knows the past."""
+    simulator.has_perpetuals = False
 
 
 def averaged(slot: datetime, spacing: int, ticker: str = "btc_usd") -> Price:
@@ -72,6 +78,7 @@ async def test_gaps_are_filled_from_the_chart_with_one_request_per_ticker_and_ra
     expected = sorted(observed + others + healed, key=lambda price: (price.ticker, price.timestamp))
     assert await select_all_prices(worker.pool) == expected
     assert dict(simulator.requests) == {
+        ("get_instruments", ""): 1,
         ("get_index_chart_data", "btc_usd"): 2,
         ("get_index_chart_data", "eth_usd"): 1,
     }
@@ -82,7 +89,7 @@ async def test_gaps_are_filled_from_the_chart_with_one_request_per_ticker_and_ra
     assert charts_asked_for(simulator) == {"btc_usd": 2, "eth_usd": 1}
 
 
-async def test_slots_between_the_charts_points_are_recorded_and_not_requested_again(
+async def test_a_chart_coarser_than_the_grid_fills_nothing_and_is_not_requested_again(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any]
 ) -> None:
     step = timedelta(seconds=10)
@@ -95,15 +102,13 @@ async def test_slots_between_the_charts_points_are_recorded_and_not_requested_ag
 
     await heal_gaps(ctx)
 
-    healed = [averaged(slot, OLDER) for slot in missing[::6]]
-    assert await select_all_prices(worker.pool) == sorted(observed + healed, key=lambda price: price.timestamp)
-    unanswered = [slot for slot in missing if slot not in missing[::6]]
-    others = [MissedSlot("btc_usd", slot, GapReason.NOT_COLLECTED) for slot in unanswered[1:]]
-    assert await select_all_missed_slots(worker.pool) == [known, *others]
-    assert await select_unanswered(worker.pool) == unanswered
+    assert await select_all_prices(worker.pool) == observed
+    why = f"{NO_PERPETUAL}; {NO_POINT}"
+    others = [MissedSlot("btc_usd", slot, GapReason.NOT_COLLECTED, why) for slot in missing if slot != known.slot]
+    assert await select_all_missed_slots(worker.pool) == sorted([known, *others], key=lambda one: one.slot)
+    assert await select_unanswered(worker.pool) == missing
     assert charts_asked_for(simulator) == {"btc_usd": 1}
-    counted = {"healed": len(healed), "unanswered": len(unanswered)}
-    for name, count in counted.items():
+    for name, count in {"healed": 0, "recovered": 0, "unanswered": len(missing)}.items():
         metric = f"deribit_collector_slots_{name}_total"
         assert worker.metrics.registry.get_sample_value(metric, {"ticker": "btc_usd"}) == count
 
@@ -134,70 +139,6 @@ async def test_a_chart_that_cannot_be_read_is_read_in_the_next_run(
     assert charts_asked_for(simulator) == {"btc_usd": 2, "eth_usd": 1}
 
 
-async def select_schedules(worker: Worker) -> list[tuple[str, datetime, bool]]:
-    rows = await fetch(worker.pool, "select ticker, since, first_fill_done from schedules order by ticker, since")
-    return [tuple(row) for row in rows]
-
-
-async def test_a_fresh_database_starts_with_a_whole_day_of_the_chart(
-    worker: Worker, simulator: Simulator, ctx: dict[str, Any]
-) -> None:
-    before = datetime.now(UTC)
-    await heal_gaps(ctx)
-    after = datetime.now(UTC)
-
-    first = await select_first_timestamps(worker.pool, TICKERS)
-    for ticker in TICKERS:
-        assert before - 24 * HOUR <= first[ticker] <= after - 24 * HOUR + MINUTE
-    assert await select_schedules(worker) == [(ticker, first[ticker], True) for ticker in TICKERS]
-    for ticker in TICKERS:
-        expected = (slot_of(before, MINUTE) - first[ticker]) // MINUTE
-        assert 1438 <= expected <= 1440
-        assert await select_coverage(worker.pool, ticker, before - 48 * HOUR, before, before) == Coverage(
-            expected, expected
-        )
-    assert charts_asked_for(simulator) == {"btc_usd": 2, "eth_usd": 2}
-    # The hour's boundary moved while the chart was read: a minute on either side of it may be from either range.
-    for price in await select_all_prices(worker.pool):
-        age = before - price.timestamp
-        if age < HOUR - MINUTE and price.observed_at == price.timestamp:
-            assert price == averaged(price.timestamp, RECENT, price.ticker)
-        elif age > HOUR + MINUTE:
-            assert price == averaged(price.timestamp, OLDER, price.ticker)
-
-    await heal_gaps(ctx)
-    assert charts_asked_for(simulator) == {"btc_usd": 2, "eth_usd": 2}
-
-
-async def test_a_failed_first_fill_is_done_in_the_next_run(
-    worker: Worker, simulator: Simulator, ctx: dict[str, Any]
-) -> None:
-    simulator.faults.put("*", Fault("maintenance", None, 0))
-    await heal_gaps(ctx)
-    assert await select_schedules(worker) == [(ticker, worker.first_slot, False) for ticker in TICKERS]
-
-    simulator.faults.remove("*")
-    await heal_gaps(ctx)
-    first = await select_first_timestamps(worker.pool, TICKERS)
-    assert await select_schedules(worker) == [(ticker, first[ticker], True) for ticker in TICKERS]
-
-
-async def test_a_past_with_holes_is_shown_but_not_expected_to_be_whole(worker: Worker, ctx: dict[str, Any]) -> None:
-    worker.settings = worker.settings.model_copy(
-        update={"fetch_interval_seconds": 1, "heal_lookback_hours": 1, "tickers": ("btc_usd",)}
-    )
-    await heal_gaps(ctx)
-
-    first_slot = worker.first_slot
-    assert await select_schedules(worker) == [("btc_usd", first_slot, True)]
-    assert await select_coverage(worker.pool, "btc_usd", first_slot - 2 * HOUR, first_slot, first_slot) == Coverage(
-        0, 0
-    )
-    shown = [price for price in await select_all_prices(worker.pool) if price.timestamp < first_slot - MINUTE]
-    assert 580 <= len(shown) <= 600
-    assert shown == [averaged(price.timestamp, RECENT) for price in shown]
-
-
 async def test_two_workers_that_heal_at_once_leave_one_row_for_each_slot(worker: Worker, ctx: dict[str, Any]) -> None:
     now = slot_of(datetime.now(UTC), MINUTE)
     missing = [now - MINUTE * n for n in range(40, 1, -1)]
@@ -210,13 +151,3 @@ async def test_two_workers_that_heal_at_once_leave_one_row_for_each_slot(worker:
     healed = [averaged(slot, RECENT, ticker) for ticker in TICKERS for slot in missing]
     expected = sorted(observed + others + healed, key=lambda price: (price.ticker, price.timestamp))
     assert await select_all_prices(worker.pool) == expected
-
-
-async def test_two_workers_on_a_fresh_database_agree_on_the_first_slot(worker: Worker, ctx: dict[str, Any]) -> None:
-    second = replace(worker, name="tests:2", requests=asyncio.Semaphore(4))
-    await asyncio.gather(heal_gaps(ctx), heal_gaps(ctx | {"worker": second}))
-    now = datetime.now(UTC)
-    first = await select_first_timestamps(worker.pool, TICKERS)
-    assert await select_schedules(worker) == [(ticker, first[ticker], True) for ticker in TICKERS]
-    for ticker in TICKERS:
-        assert await select_gaps(worker.pool, ticker, now - 48 * HOUR, now - MINUTE, now, 10) == []

@@ -15,7 +15,7 @@ BUILT_IN = {"Boolean", "Float", "ID", "Int", "String"}
 CONTRACT = """
 scalar Decimal
 scalar DateTime
-enum PriceSource { SCHEDULED REQUESTED BACKFILLED }
+enum PriceSource { SCHEDULED REQUESTED RECOVERED BACKFILLED }
 enum CandleInterval { ONE_MINUTE FIVE_MINUTES FIFTEEN_MINUTES ONE_HOUR FOUR_HOURS ONE_DAY }
 enum FetchStatus { QUEUED RUNNING SUCCEEDED PARTIAL FAILED }
 enum GapReason { NOT_COLLECTED EXCHANGE_ERROR REJECTED_VALUE STORAGE_ERROR }
@@ -54,6 +54,7 @@ type Ticker {
   stale: Boolean!
   firstTimestamp: DateTime
   keptFrom: DateTime
+  fillingTo: DateTime
 }
 type FetchJob {
   id: ID!

@@ -1,0 +1,184 @@
+"""`heal_gaps` with the simulator's trades and its chart: which source answers, and what replaces what."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import arq
+import pytest
+
+from shared.grid import slot_of
+from shared.queue.spacing import lock
+from shared.storage.prices import Price, PriceSource, insert_prices
+from tests.integration.examples import MINUTE, example_price, select_all_missed_slots, select_all_prices
+from tests.integration.jobs.test_healing import HOUR, averaged, charts_asked_for, collect
+from worker.context import Worker
+from worker.exchange.background import HEALING
+from worker.exchange.errors import DeribitError
+from worker.exchange.trades import NO_TRADE
+from worker.jobs import healing
+from worker.jobs.healing import heal_gaps
+from worker.simulator.app import Simulator
+from worker.simulator.faults import Fault
+from worker.simulator.trades import perpetual_of, trades_between
+
+TRADES = "get_last_trades_by_instrument_and_time"
+CHART = "get_index_chart_data"
+
+
+def traded(slot: datetime, interval: timedelta = MINUTE, ticker: str = "btc_usd") -> Price | None:
+    """The slot's price by the first of the simulator's trades in it."""
+    start, end = (round(at.timestamp() * 1000) for at in (slot, slot + interval))
+    instrument = perpetual_of(ticker)
+    assert instrument is not None
+    first = next(trades_between(instrument, start, end - 1, 1), None)
+    if first is None:
+        return None
+    at = slot + timedelta(milliseconds=first["timestamp"] - start)
+    return Price(ticker, first["index_price"], slot, at, PriceSource.RECOVERED, testnet=True)
+
+
+def busy_minutes(now: datetime, count: int, ticker: str = "btc_usd") -> list[datetime]:
+    """Minutes of the last half hour that have trades; now and then one has none."""
+    minutes = [now - MINUTE * n for n in range(3, 30)]
+    return [minute for minute in minutes if traded(minute, ticker=ticker)][:count]
+
+
+async def test_an_outage_is_healed_in_one_run_by_observed_prices_also_without_the_chart(
+    worker: Worker, simulator: Simulator, ctx: dict[str, Any]
+) -> None:
+    simulator.faults.put("*", Fault("bad_gateway", None, 0, (CHART,)))
+    now = slot_of(datetime.now(UTC), MINUTE)
+    missing = {ticker: busy_minutes(now, 3, ticker) for ticker in ("btc_usd", "eth_usd")}
+    observed = [await collect(worker, ticker, now - HOUR, slots) for ticker, slots in missing.items()]
+
+    await heal_gaps(ctx)
+
+    healed = [traded(slot, ticker=ticker) for ticker, slots in missing.items() for slot in slots]
+    expected = [*observed[0], *observed[1], *(price for price in healed if price)]
+    assert len(healed) == 6
+    assert await select_all_prices(worker.pool) == sorted(expected, key=lambda p: (p.ticker, p.timestamp))
+    assert charts_asked_for(simulator) == {}
+
+
+async def test_what_no_trade_answers_is_asked_of_the_chart_and_the_rest_has_both_reasons(
+    worker: Worker, simulator: Simulator, ctx: dict[str, Any]
+) -> None:
+    """On a grid of seconds the chart, with a point every 6 s, is too coarse."""
+    second = timedelta(seconds=1)
+    worker.settings = worker.settings.model_copy(update={"fetch_interval_seconds": 1, "tickers": ("btc_usd",)})
+    [gap] = busy_minutes(slot_of(datetime.now(UTC), MINUTE), 1)
+    missing = [gap + second * n for n in range(60)]
+    await collect(worker, "btc_usd", gap - MINUTE, missing)
+
+    await heal_gaps(ctx)
+
+    found = [price for slot in missing if (price := traded(slot, second))]
+    stored = [price for price in await select_all_prices(worker.pool) if price.source is not PriceSource.SCHEDULED]
+    assert stored == found
+    assert 5 < len(found) < 55
+    missed = await select_all_missed_slots(worker.pool)
+    assert [one.slot for one in missed] == [
+        slot for slot in missing if slot not in {price.timestamp for price in found}
+    ]
+    assert {one.detail for one in missed} == {f"{NO_TRADE}; no chart point as fine as the grid"}
+    asked = dict(simulator.requests)
+
+    await heal_gaps(ctx)
+    assert dict(simulator.requests) == asked
+
+
+async def test_while_trades_cannot_be_read_the_chart_heals(
+    worker: Worker, simulator: Simulator, ctx: dict[str, Any]
+) -> None:
+    simulator.faults.put("*", Fault("bad_gateway", None, 0, (TRADES,)))
+    now = slot_of(datetime.now(UTC), MINUTE)
+    missing = [now - MINUTE * n for n in (7, 8)]
+    await collect(worker, "btc_usd", now - HOUR, missing)
+    await heal_gaps(ctx)
+    stored = [price for price in await select_all_prices(worker.pool) if price.source is PriceSource.BACKFILLED]
+    assert stored == [averaged(slot, 6) for slot in sorted(missing)]
+
+
+async def test_a_better_source_replaces_a_worse_one_and_never_the_other_way(worker: Worker) -> None:
+    """In one statement, in every order."""
+    slot = slot_of(datetime.now(UTC), MINUTE) - HOUR
+    rank = {PriceSource.SCHEDULED: 0, PriceSource.REQUESTED: 0, PriceSource.RECOVERED: 1, PriceSource.BACKFILLED: 2}
+    number = 0
+    for stored in PriceSource:
+        for fresh in PriceSource:
+            number += 1
+            at = slot - number * MINUTE
+            old, new = (
+                example_price(at, digits, source=source) for digits, source in (("1.5", stored), ("2.5", fresh))
+            )
+            await insert_prices(worker.pool, [old])
+            replaced = await insert_prices(worker.pool, [new])
+            is_better = rank[fresh] < rank[stored]
+            assert replaced == ([new] if is_better else []), (stored, fresh)
+            [kept] = [price for price in await select_all_prices(worker.pool) if price.timestamp == at]
+            assert kept == (new if is_better else old)
+            # In one batch the best source wins, and of equals the first observation.
+            both = [example_price(at - timedelta(days=1), p.price.to_eng_string(), source=p.source) for p in (old, new)]
+            assert await insert_prices(worker.pool, both) == [both[1] if is_better else both[0]]
+
+
+async def test_requests_for_the_past_are_spaced_over_all_workers_and_wait_for_live_ones(
+    worker: Worker, simulator: Simulator
+) -> None:
+    loop = asyncio.get_running_loop()
+    sent: list[float] = []
+
+    async def ask(one: Worker) -> None:
+        for _ in range(4):
+            async with one.background.request(TRADES):
+                sent.append(loop.time())
+
+    second = Worker(worker.settings, worker.pool, worker.redis, worker.http, name="tests:2")
+    await asyncio.gather(ask(worker), ask(second))
+    assert all(later - earlier > 0.15 for earlier, later in pairwise(sent))
+    assert sent[-1] - sent[0] >= 7 * 0.2
+
+    with worker.background.live():
+        task = asyncio.create_task(ask(worker))
+        await asyncio.sleep(0.5)
+        assert len(sent) == 8
+    await task
+    assert len(sent) == 12
+
+
+async def test_a_refusal_holds_back_the_requests_of_all_workers(worker: Worker) -> None:
+    loop = asyncio.get_running_loop()
+    second = Worker(worker.settings, worker.pool, worker.redis, worker.http, name="tests:2")
+    with pytest.raises(DeribitError):
+        async with worker.background.request(TRADES):
+            raise DeribitError("RPC_10028", "too_many_requests")
+    refused = loop.time()
+    async with second.background.request(TRADES):
+        assert 0.9 < loop.time() - refused < 3
+
+
+async def test_a_run_out_of_time_goes_on_in_the_next_try(
+    worker: Worker, ctx: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(healing, "BUDGET_SECONDS", 0.0)
+    now = slot_of(datetime.now(UTC), MINUTE)
+    [missing] = busy_minutes(now, 1)
+    await collect(worker, "btc_usd", now - HOUR, [missing])
+    with pytest.raises(arq.Retry):
+        await heal_gaps(ctx)
+    monkeypatch.setattr(healing, "BUDGET_SECONDS", 5.0)
+    await heal_gaps(ctx)
+    assert traded(missing) in await select_all_prices(worker.pool)
+
+
+async def test_healing_leaves_a_run_of_another_worker_alone(
+    worker: Worker, simulator: Simulator, ctx: dict[str, Any]
+) -> None:
+    now = slot_of(datetime.now(UTC), MINUTE)
+    observed = await collect(worker, "btc_usd", now - HOUR, [now - 5 * MINUTE])
+    assert await lock(worker.redis, HEALING, "another")
+    await heal_gaps(ctx)
+    assert await select_all_prices(worker.pool) == observed
+    assert dict(simulator.requests) == {}
