@@ -1,6 +1,6 @@
 /** The GraphQL documents of this page and the types of their answers. Each panel links to its document in GraphiQL. */
 
-export type Source = "SCHEDULED" | "REQUESTED" | "BACKFILLED";
+export type Source = "SCHEDULED" | "REQUESTED" | "RECOVERED" | "BACKFILLED";
 
 export interface Price {
   ticker: string;
@@ -15,6 +15,7 @@ export interface Ticker {
   name: string;
   intervalSeconds: number;
   lagSeconds: number | null;
+  fillingTo: string | null;
   latest: Price | null;
 }
 
@@ -61,6 +62,7 @@ export const TICKERS = `query Tickers {
     name
     intervalSeconds
     lagSeconds
+    fillingTo
     latest { ${PRICE} }
   }
 }`;
