@@ -1,9 +1,9 @@
 """The whole API on one screen: the resources it opens, its paths, and its middleware."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from arq.connections import ArqRedis
 from starlette.applications import Starlette
@@ -13,7 +13,8 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from server.compiled.middleware import CompiledExecution
+from server.compiled.execution import Compiled
+from server.compiled.middleware import CompiledQueries
 from server.feeds.background import Feeds, open_feeds
 from server.http.endpoint import GraphQLView
 from server.http.headers import ResponseHeaders
@@ -63,7 +64,9 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
     access = Access(settings)
     pages = Pages()
     counted = Metrics(all_labels(schema._schema))
-    streams = Streams(schema, counted)
+    compiled = Compiled(schema, counted)
+    persisted = PersistedQueries()
+    streams = Streams(schema, compiled, counted)
     closing = asyncio.Event()
 
     @asynccontextmanager
@@ -95,15 +98,22 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
         CORSMiddleware,
         allow_origins=settings.cors_origins,
         allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type", "Accept", "X-Request-ID"],
+        allow_headers=["*"],  # a preflight gets the names that it asks for, because * does not cover Authorization
         expose_headers=["ETag", "Retry-After", "X-Request-ID"],
         max_age=PREFLIGHT_SECONDS,
     )
+
+    def put_in_front(app: ASGIApp) -> ASGIApp:
+        """Compiled queries skip Starlette's own layers, which take as long as a whole such query."""
+        behind = ProxyHeadersMiddleware(ResponseHeaders(app), list(settings.forwarded_allow_ips))  # type: ignore[arg-type]  # uvicorn's types
+        return CompiledQueries(behind, compiled, persisted, counted)  # type: ignore[arg-type]
+
     app = API(
+        put_in_front,
         routes=[
             # Not a Mount, which would redirect POST /graphql.
-            Route("/graphql", GraphiQLInBrowsers(GraphQLView(schema, counted), pages)),
-            WebSocketRoute("/graphql", CountedSockets(Sockets(streams, limits), counted)),
+            Route("/graphql", GraphiQLInBrowsers(GraphQLView(schema, persisted, counted), pages)),
+            WebSocketRoute("/graphql", CountedSockets(Sockets(streams, persisted, limits), counted)),
             Route("/livez", livez),
             Route("/readyz", readyz),
             Route("/metrics", metrics),
@@ -114,24 +124,19 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
         middleware=[cors] if settings.cors_origins else [],
         lifespan=lifespan,
     )
-    app.trusted_hops = settings.forwarded_allow_ips
-    app.counted = counted
     app.state.closing = closing
     app.state.is_draining = False
     return app
 
 
 class API(Starlette):
-    trusted_hops: tuple[str, ...] = ()
-    counted: Metrics
-    persisted: PersistedQueries = PersistedQueries()
+    def __init__(self, put_in_front: Callable[[ASGIApp], ASGIApp], **options: Any) -> None:
+        super().__init__(**options)
+        self._put_in_front = put_in_front
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Puts compiled queries in front of Starlette's own layers, which take as long as a whole such query."""
         outside, self.user_middleware = self.user_middleware, []
-        app: ASGIApp = ResponseHeaders(super().build_middleware_stack())
-        app = ProxyHeadersMiddleware(app, list(self.trusted_hops))  # type: ignore[assignment,arg-type]  # uvicorn's types
-        app = CompiledExecution(app, schema, self.persisted, self.counted)
+        app = self._put_in_front(super().build_middleware_stack())
         for middleware in reversed(outside):
             app = middleware.cls(app, *middleware.args, **middleware.kwargs)
         return app

@@ -52,7 +52,7 @@ class Metrics:
         self._closed: Counter[Labels] = Counter()
         self.plan_hits = 0
         self.plan_misses = 0
-        self.unplanned = 0
+        self.fallbacks = 0
         self.sockets = 0
         self.prices_sent = 0
         self.subscriptions: Counter[Labels] = Counter({("priceUpdates",): 0, ("fetchProgress",): 0})
@@ -99,10 +99,10 @@ class Metrics:
         )
         yield counter(
             "plan_lookups",
-            "Requests whose SQL statement was cached (hit) or was compiled (miss), or that cannot be compiled, so that "
-            "Strawberry answered (unplanned).",
+            "Operations, without subscriptions: the SQL statement was cached (hit), it was compiled (miss), or there "
+            "is none and Strawberry answered (unplanned).",
             ["result"],
-            {("hit",): self.plan_hits, ("miss",): self.plan_misses, ("unplanned",): self.unplanned},
+            {("hit",): self.plan_hits, ("miss",): self.plan_misses, ("unplanned",): self.fallbacks},
         )
         yield gauge("sockets", "WebSockets open now.", [], {(): self.sockets})
         yield counter(

@@ -35,7 +35,8 @@ class Servers:
 def _clean_environment() -> Iterator[None]:
     """A developer's own settings, in the environment or in `.env`, decide nothing here."""
     names = {name.upper() for name in Settings.model_fields}
-    saved = {name: os.environ.pop(name) for name in list(os.environ) if name.upper() in names}
+    others = [name for name in os.environ if name.upper() in names or name.startswith("PG")]
+    saved = {name: os.environ.pop(name) for name in others}
     Settings.model_config["env_file"] = None
     yield
     os.environ.update(saved)

@@ -13,6 +13,7 @@ from shared.config.settings import Settings, SettingsError, load_settings
 from shared.config.unknown_names import warn_about_unknown_names
 from shared.errors import QueueUnavailable
 from shared.queue.client import open_redis, within_deadline
+from shared.queue.deployment import ForeignRedis
 from shared.queue.worker_registry import forget_worker, select_live_workers
 from shared.storage.database import create_pool
 from shared.telemetry.logs import configure_logging
@@ -21,8 +22,11 @@ from worker.context import Worker
 from worker.exchange.http import create_http
 from worker.exchange.index_check import check_tickers
 from worker.jobs.filling import fill_histories
+from worker.jobs.released import move_released_jobs
 from worker.metrics import serve_metrics
-from worker.runner import report, work
+from worker.reporting import claim_at_start, report
+from worker.runner import work
+from worker.schedule import conduct
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +46,21 @@ async def run(settings: Settings) -> None:
         logger.info("collecting %s every %d s", ", ".join(settings.tickers), settings.fetch_interval_seconds)
         if settings.retention_days is not None:
             logger.info("prices older than %d days are dropped, their candles stay", settings.retention_days)
-        background = [report(worker), check_tickers(worker), fill_histories(worker)]
+        await claim_at_start(worker)
+        background = [
+            report(worker),
+            conduct(worker),
+            move_released_jobs(worker),
+            check_tickers(worker),
+            fill_histories(worker),
+        ]
         if settings.metrics_port:
             background.append(serve_metrics(settings, worker.metrics.registry))
-        tasks = [asyncio.create_task(coroutine) for coroutine in background]
-        await work(worker)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:  # if one of them fails, the process ends, and is started again
+            tasks = [group.create_task(coroutine) for coroutine in background]
+            await work(worker)
+            for task in tasks:
+                task.cancel()
         with contextlib.suppress(RedisError, OSError, TimeoutError):
             async with asyncio.timeout(1):  # without Redis, the registry forgets it soon
                 await forget_worker(redis, worker.name)
@@ -75,8 +86,13 @@ def main() -> int:
             return 0 if asyncio.run(is_healthy(settings)) else 1
         return 1
     warn_about_unknown_names()
-    asyncio.run(run(settings))
-    return 0
+    code = 0
+    try:
+        asyncio.run(run(settings))
+    except* (ForeignRedis, SettingsError) as refusal:  # the latter of a proxy or certificates for the exchange
+        print(refusal.exceptions[0], file=sys.stderr)
+        code = 2
+    return code
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import arq
@@ -16,6 +16,7 @@ from shared.config.settings import Settings
 from shared.grid import slot_of
 from shared.storage.database import Pool
 from shared.storage.schedules import insert_schedules
+from worker.clock import Clock
 from worker.exchange.background import Background
 from worker.exchange.chart import Chart
 from worker.exchange.http import CONCURRENCY, HttpPrices
@@ -25,6 +26,9 @@ from worker.metrics import Metrics
 
 REQUEUE_SECONDS = 18.0
 "Shorter than the job's timeout, after which arq would end the job for good."
+
+REQUESTED_SHARE = 4
+"Of the requests at once, those for fetches that clients asked for; the others stay free for the schedule."
 
 
 @dataclass
@@ -36,7 +40,8 @@ class Worker:
     name: str
     "`host:pid`."
     requests: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENCY))
-    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    requested_share: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(REQUESTED_SHARE))
+    clock: Clock = field(default_factory=Clock)
     has_schedule: bool = False
     unknown_indices: dict[str, list[str]] = field(default_factory=dict)
     "Tickers that the exchange does not have, each with the names nearest to it; see exchange/index_check.py."
@@ -47,16 +52,16 @@ class Worker:
     "In the order in which they are asked: the better source first."
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics(self.settings.tickers, self.pool)
+        self.metrics = Metrics(self.settings.tickers, self.pool, self.clock)
         self.background = Background(self.redis, self.metrics)
-        self.live = HttpPrices(self.http)
-        trades = Trades(self.http, self.settings.history_url, self.background)
-        self.past = (trades, Chart(self.http, self.background))
+        self.live = HttpPrices(self.http, self.clock.now)
+        trades = Trades(self.http, self.settings.history_url, self.background, self.clock.now)
+        self.past = (trades, Chart(self.http, self.background, self.clock.now))
 
     @property
     def first_slot(self) -> datetime:
         """The first slot that begins after this worker's start."""
-        return slot_of(self.started_at, self.interval) + self.interval
+        return slot_of(self.clock.started_at, self.interval) + self.interval
 
     @property
     def interval(self) -> timedelta:

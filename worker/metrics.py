@@ -24,7 +24,8 @@ from shared.storage.database import Pool
 from shared.storage.missed_slots import GapReason, MissedSlot
 from shared.storage.pool_metrics import pool_metrics
 from shared.storage.prices import Price, PriceSource
-from shared.telemetry.metrics import PREFIX, build_info, create_registry
+from shared.telemetry.metrics import PREFIX, build_info, create_registry, gauge
+from worker.clock import Clock
 from worker.exchange.errors import DeribitError
 
 logger = logging.getLogger(__name__)
@@ -60,8 +61,9 @@ disable_created_metrics()  # type: ignore[no-untyped-call] # a second sample per
 class Metrics(Collector):
     """One per worker. The locks of prometheus-client's counters cost a worker nothing that can be measured."""
 
-    def __init__(self, tickers: Sequence[str], pool: Pool) -> None:
+    def __init__(self, tickers: Sequence[str], pool: Pool, clock: Clock) -> None:
         self._pool = pool
+        self._clock = clock
         self._codes = {OK}
         self.registry = create_registry(self)
         counter = partial(Counter, namespace=NAMESPACE, registry=self.registry)
@@ -109,7 +111,7 @@ class Metrics(Collector):
         self.deferred = counter("prices_deferred", "Prices put aside in Redis, for PostgreSQL did not take them.")
         self._history_from = Gauge(
             "history_from_timestamp_seconds",
-            "Where the history of a ticker begins, as far as it is filled.",
+            "Where the history of a ticker begins, as far as it is filled; 0 in a worker that does not fill.",
             ["ticker"],
             namespace=NAMESPACE,
             registry=self.registry,
@@ -131,7 +133,7 @@ class Metrics(Collector):
             self._calls.labels(method, OK)
             self._call_seconds.labels(method)
         for ticker in tickers:
-            for by_ticker in (*self._stored.values(), self.unanswered):
+            for by_ticker in (*self._stored.values(), self.unanswered, self._history_from, self._filling_to):
                 by_ticker.labels(ticker)
             for reason in REASONS:
                 self._missed.labels(ticker, reason)
@@ -140,6 +142,12 @@ class Metrics(Collector):
         """What is read at each scrape instead of being counted."""
         yield build_info()
         yield from pool_metrics({"main": self._pool})
+        yield gauge(
+            "clock_offset_seconds",
+            "How far this worker's own clock runs ahead of Redis's, which the schedule follows.",
+            [],
+            {(): self._clock.own_offset_seconds()},
+        )
 
     def add_job(self, name: str) -> None:
         self._job_seconds.labels(name)

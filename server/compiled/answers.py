@@ -7,7 +7,6 @@ answer. What passing time alone changes has an instant at which it expires, by P
 
 import asyncio
 import time
-import zlib
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
@@ -16,6 +15,7 @@ from uuid import UUID
 
 from server.compiled.plans import FallBackToStrawberry, Plan
 from server.compiled.single_flight import SingleFlight
+from server.http.compression import gzip
 from server.lru import LRU
 from shared.grid import to_microseconds
 from shared.storage.database import DEADLINE_SECONDS, Pool
@@ -23,20 +23,21 @@ from shared.storage.database import DEADLINE_SECONDS, Pool
 KEPT_BYTES = 16 * 1024 * 1024
 "Of all requests and their answers."
 
+MAX_ANSWER_BYTES = KEPT_BYTES // 4
+"A longer answer is not kept, because it would evict most others."
+
+MAX_REQUEST_BYTES = 2048
+"A longer request is parsed each time it comes."
+
 _REQUEST_BYTES = 3000
 "What a request takes besides its bytes and its answer."
 
 VERSION_SECONDS = 0.9
 "For reading the version; the rest of a deadline is for computing the answer."
 
-MIN_GZIP_BYTES = 1000
-GZIP_IN_THREAD_BYTES = 32 * 1024
-"Compressing more than this would hold the event loop for over a millisecond."
-
 MAX_TAGS, MAX_DIGITS = 10, 18
 "Of If-None-Match, and of the instant in a tag."
 
-_GZIP_LEVEL = 5
 _VERSION = "select version, now() as now from data_version"
 
 
@@ -46,28 +47,30 @@ class Answer:
 
     body: bytes
     tag: str | None = None
+    is_known: bool = False
+    "The client has it, by its tag, and the body was not computed."
     version: UUID | None = None
     expires_at: datetime | None = None
-    zipped: bytes | None = None
+    zipped: asyncio.Future[bytes] | None = None
 
-    async def gzip(self) -> bytes:
-        if self.zipped is None:
-            is_large = len(self.body) > GZIP_IN_THREAD_BYTES
-            self.zipped = await asyncio.to_thread(gzip, self.body) if is_large else gzip(self.body)
-        return self.zipped
+    @property
+    def size(self) -> int:
+        zipped = self.zipped.result() if self.zipped is not None and self.zipped.done() else b""
+        return len(self.body) + len(zipped)
 
 
 @dataclass(slots=True)
 class Request:
     """What a request asks, for as long as it is among the recent ones."""
 
+    key: bytes
+    "The bytes of the request, on which all the rest depends. Empty if the request is not to be remembered."
     plan: Plan
     statement: SingleFlight
     identity: bytes
     "The statement and its parameters: what the answer depends on besides the data."
     variables: dict[str, Any] | None
-    persisted: tuple[str, dict[str, Any]] | None = None
-    "The document and the extensions, if they register a persisted query."
+    "For the part that Strawberry answers."
     kept: Answer | None = None
 
 
@@ -81,16 +84,23 @@ class Answers:
     def find(self, key: bytes) -> Request | None:
         return self._recent.get(key)
 
-    def remember(self, key: bytes, request: Request) -> None:
-        size = 0 if request.kept is None else len(request.kept.body) + len(request.kept.zipped or b"")
-        self._recent.put(key, request, _REQUEST_BYTES + len(key) + size)
+    def remember(self, request: Request) -> None:
+        if request.key and len(request.key) <= MAX_REQUEST_BYTES:
+            size = 0 if request.kept is None else request.kept.size
+            self._recent.put(request.key, request, _REQUEST_BYTES + len(request.key) + size)
 
-    async def answer(self, pool: Pool, key: bytes, request: Request) -> Answer:
-        """Raises `StorageUnavailable`, and `FallBackToStrawberry` if the answer is an error that a resolver raises."""
+    async def answer(self, pool: Pool, request: Request, tags: str | None = None) -> Answer:
+        """`tags`: of If-None-Match.
+
+        Raises `StorageUnavailable`, and `FallBackToStrawberry` if the answer is an error that a resolver raises.
+        """
         seconds = DEADLINE_SECONDS
-        if request.kept is not None:
+        if request.kept is not None or tags is not None:
             began = time.monotonic()
             version, now = await self._version(pool)
+            tag = _current_tag(tags, version, now, request.identity) if tags is not None else None
+            if tag is not None:
+                return Answer(b"", tag, is_known=True)
             kept = request.kept
             if kept is not None and kept.version == version and (kept.expires_at is None or now < kept.expires_at):
                 return kept
@@ -100,22 +110,19 @@ class Answers:
             raise FallBackToStrawberry
         if expires_at is not None and expires_at.year == 1:  # -infinity: it changes with every second
             return Answer(body)
-        answer = Answer(body, _tag(version, request.identity, expires_at), version, expires_at)
-        request.kept = answer
-        self.remember(key, request)
+        answer = Answer(body, _tag(version, request.identity, expires_at), False, version, expires_at)
+        request.kept = answer if len(body) <= MAX_ANSWER_BYTES else None
+        self.remember(request)
         return answer
 
-    async def current_tag(self, pool: Pool, request: Request, tags: str) -> str | None:
-        """The tag in If-None-Match that is the current answer's."""
-        version, now = await self._version(pool)
-        for tag in tags.split(",")[:MAX_TAGS]:
-            digest, _, expiry = tag.strip().removeprefix("W/").strip('"').partition("-")
-            is_alive = not expiry or (
-                expiry.isdecimal() and len(expiry) < MAX_DIGITS and to_microseconds(now) < int(expiry)
-            )
-            if is_alive and digest == _digest(version, request.identity, expiry):
-                return tag.strip()
-        return None
+    async def gzip(self, request: Request, answer: Answer) -> bytes:
+        """Compresses an answer once for all that ask for it."""
+        if answer.zipped is None:
+            answer.zipped = asyncio.ensure_future(gzip(answer.body))
+        zipped = await asyncio.shield(answer.zipped)
+        if request.kept is answer:
+            self.remember(request)
+        return zipped
 
     async def _version(self, pool: Pool) -> tuple[UUID, datetime]:
         if self._versions is None:
@@ -124,15 +131,26 @@ class Answers:
         return version, now
 
 
-def gzip(body: bytes) -> bytes:
-    compressor = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, zlib.MAX_WBITS | 16)
-    return compressor.compress(body) + compressor.flush()
+def _current_tag(tags: str, version: UUID, now: datetime, identity: bytes) -> str | None:
+    """The one of If-None-Match that is the current answer's."""
+    for tag in tags.split(",")[:MAX_TAGS]:
+        digest, _, expiry = tag.strip().removeprefix("W/").strip('"').partition("-")
+        is_alive = not expiry or (
+            expiry.isdecimal() and len(expiry) < MAX_DIGITS and to_microseconds(now) < int(expiry)
+        )
+        if is_alive and digest == _digest(version, identity, expiry):
+            return _spell_tag(digest, expiry)
+    return None
 
 
 def _tag(version: UUID, identity: bytes, expires_at: datetime | None) -> str:
     """Weak, because the compressed answer has the same. The instant at which it expires can be read from it."""
     expiry = "" if expires_at is None else str(to_microseconds(expires_at))
-    return f'W/"{_digest(version, identity, expiry)}{"-" if expiry else ""}{expiry}"'
+    return _spell_tag(_digest(version, identity, expiry), expiry)
+
+
+def _spell_tag(digest: str, expiry: str) -> str:
+    return f'W/"{digest}-{expiry}"' if expiry else f'W/"{digest}"'
 
 
 def _digest(version: UUID, identity: bytes, expiry: str) -> str:

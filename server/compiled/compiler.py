@@ -115,27 +115,25 @@ class Compiler:
         details = {name: FragmentDetails(node) for name, node in fragments.items()}
         collected = collect_fields(self._schema, details, switches, query_type, operation).grouped_field_set
         selection = _Selection(self._schema, details, switches, operation)
-        members: list[Root | str] = []
-        data_if_unavailable: dict[str, str | None] = {}
+        members: dict[str, Root | str] = {}
         left: dict[str, list[FieldNode]] = {}
         for key, found in collected.items():
             name = found[0].node.name.value
-            data_if_unavailable[key] = "Query" if name == "__typename" else None
             read = _read_of(query_type.fields.get(name))
             if name == "__typename":
-                members.append(f'"{key}":"Query"')
+                members[key] = f'"{key}":"Query"'
             elif read is None:
                 left[key] = [one.node for one in found]
             else:
-                members.append(_compile_root(selection, key, found, query_type.fields[name], read, fragments))
-        roots = [member for member in members if isinstance(member, Root)]
+                members[key] = _compile_root(selection, key, found, query_type.fields[name], read, fragments)
+        roots = [member for member in members.values() if isinstance(member, Root)]
         if not roots:
             raise FallBackToStrawberry
-        rest = leave_to_strawberry(operation, fragments, list(collected), left) if left else None
+        rest = leave_to_strawberry(operation, fragments, left) if left else None
         is_plain = all(call.variables is not None for root in roots for call in root.calls)
         readers = plain_readers(self._schema, operation.variable_definitions or ()) if is_plain else None
         label = label_of(found[0].node.name.value for found in collected.values())
-        return Plan(operation, tuple(members), rest, readers, data_if_unavailable, label)
+        return Plan(operation, tuple(collected), members, rest, readers, label)
 
 
 @dataclass(frozen=True, slots=True)

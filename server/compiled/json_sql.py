@@ -8,6 +8,9 @@ from server.reads.columns import Column, Quoting, presence_of
 from server.reads.fields import ReadField
 from shared.storage.database import Statement
 
+_LINE_END = re.compile(r"\s*(--.*)?\n\s*")
+"With the comment before it, and the indentation behind it: a shorter statement is read faster, and may be cached."
+
 
 @dataclass(frozen=True, slots=True)
 class Selected:
@@ -150,5 +153,6 @@ def _shift_parameters(statements: Sequence[Statement]) -> Iterator[tuple[str, St
     first = 0
     for statement in statements:
         offset = first
-        yield re.sub(r"\$(\d+)", lambda match: f"${int(match[1]) + offset}", statement.sql), statement  # noqa: B023
+        sql = _LINE_END.sub(" ", statement.sql)
+        yield re.sub(r"\$(\d+)", lambda match: f"${int(match[1]) + offset}", sql), statement  # noqa: B023
         first += len(statement.parameters)

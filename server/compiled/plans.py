@@ -11,15 +11,12 @@ from graphql import FieldNode, GraphQLField, OperationDefinitionNode, get_argume
 from graphql.execution.values import VariableValues
 
 from server.compiled.json_sql import Member, write_answer
+from server.compiled.rest import FallBackToStrawberry as FallBackToStrawberry
 from server.compiled.rest import Rest
 from server.compiled.variables import Readers
 from server.reads.context import Context
 from server.reads.fields import ReadField
 from shared.storage.database import Statement
-
-
-class FallBackToStrawberry(Exception):
-    """This request cannot be compiled; Strawberry answers it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,30 +54,45 @@ class Composed(NamedTuple):
     digest: bytes
 
 
+MAX_COMPOSED = 4
+"Of one plan. The SQL of a field depends on its arguments, and a document may have 50 fields."
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     operation: OperationDefinitionNode
-    members: tuple[Root | str, ...]
-    "In the order of the answer; a text is a constant member."
+    keys: tuple[str, ...]
+    "Of the answer, in order."
+    members: Mapping[str, Root | str]
+    "By their keys, without those of `rest`; a text is a constant member."
     rest: Rest | None
     readers: Readers | None
     "For variables that need no coercion; `None` if they need it."
-    data_if_unavailable: dict[str, str | None]
     label: str
     "What metrics call the operation."
     composed: dict[tuple[str, ...], Composed] = field(default_factory=dict)
-    "By the SQL of the fields' statements, of which there are few."
+    "By the SQL of the fields' statements."
 
     @property
     def roots(self) -> Iterator[Root]:
-        return (member for member in self.members if isinstance(member, Root))
+        return (member for member in self.members.values() if isinstance(member, Root))
+
+    @property
+    def empty_members(self) -> dict[str, bytes]:
+        """For an answer without PostgreSQL."""
+        return {
+            key: (member if isinstance(member, str) else f'"{key}":null').encode()
+            for key, member in self.members.items()
+        }
 
     def compose(self, statements: Sequence[Statement]) -> Composed:
         key = tuple(statement.sql for statement in statements)
         composed = self.composed.get(key)
         if composed is None:
-            members = [member.member if isinstance(member, Root) else member for member in self.members]
+            members = [one.member if isinstance(one, Root) else one for one in self.members.values()]
             sql = write_answer(members, statements, is_whole=self.rest is None)
+            if len(self.composed) >= MAX_COMPOSED:
+                self.composed.clear()
             composed = self.composed[key] = Composed(sql, blake2b(sql.encode(), digest_size=16).digest())
         return composed
 

@@ -6,10 +6,14 @@ from urllib.parse import parse_qsl
 import orjson
 from starlette.types import Message, Receive, Scope
 
+from server.compiled.plans import FallBackToStrawberry
 from server.http.endpoint import MAX_BODY_BYTES
 from server.http.negotiation import EVENT_STREAM, accepts_gzip, is_json, response_type, wants_page
 
 MAX_URL_PARAMETERS = 200
+
+MAX_NESTING = 200
+"Brackets in a request's JSON. With more of them, the endpoint decides what is JSON."
 
 
 class Asked(NamedTuple):
@@ -50,7 +54,20 @@ def read_headers(scope: Scope) -> Asked | None:
     return Asked(is_get, media_type, accepts_gzip(encodings), asked_tags)
 
 
-def read_url(query_string: bytes) -> dict[str, Any]:
+def read_parameters(key: bytes, *, is_get: bool) -> dict[str, Any]:
+    """`key`: the body, or the URL's query behind a question mark. Raises `FallBackToStrawberry`."""
+    if len(key) > MAX_NESTING and key.count(b"[") + key.count(b"{") > MAX_NESTING:
+        raise FallBackToStrawberry
+    try:
+        given = _read_url(key[1:]) if is_get else orjson.loads(key)
+    except ValueError as error:  # or JSON of a kind that only the endpoint takes
+        raise FallBackToStrawberry from error
+    if not isinstance(given, dict):
+        raise FallBackToStrawberry
+    return given
+
+
+def _read_url(query_string: bytes) -> dict[str, Any]:
     """An empty parameter counts as none. Raises `ValueError`."""
     pairs = parse_qsl(query_string.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_URL_PARAMETERS)
     given: dict[str, Any] = {name: value for name, value in pairs if value}

@@ -8,6 +8,7 @@ from graphql import (
     DocumentNode,
     FieldNode,
     FragmentDefinitionNode,
+    GraphQLError,
     OperationDefinitionNode,
     SelectionSetNode,
     print_ast,
@@ -17,21 +18,23 @@ from graphql import (
 from server.compiled.variables import variables_in
 from server.reads.context import Context
 from server.schema.root import Schema
+from shared.errors import ServiceError
+
+
+class FallBackToStrawberry(Exception):
+    """This request cannot be compiled; Strawberry answers it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rest:
     query: str
-    keys: tuple[str, ...]
-    "All keys of the answer, in order."
-    left: frozenset[str]
-    "Those whose values this document has."
+    nodes: Mapping[str, Sequence[FieldNode]]
+    "Of the original document, by the key of the answer."
 
 
 def leave_to_strawberry(
     operation: OperationDefinitionNode,
     fragments: Mapping[str, FragmentDefinitionNode],
-    keys: Sequence[str],
     left: Mapping[str, Sequence[FieldNode]],
 ) -> Rest:
     selections = SelectionSetNode(selections=tuple(node for nodes in left.values() for node in nodes))
@@ -43,14 +46,24 @@ def leave_to_strawberry(
         operation=operation.operation, selection_set=selections, variable_definitions=definitions
     )
     others = tuple(d for d in document.definitions if isinstance(d, FragmentDefinitionNode))
-    return Rest(print_ast(DocumentNode(definitions=(reduced, *others))), tuple(keys), frozenset(left))
+    return Rest(print_ast(DocumentNode(definitions=(reduced, *others))), left)
 
 
 async def answer_rest(
     schema: Schema, rest: Rest, context: Context, variables: Mapping[str, object] | None
-) -> dict[str, bytes] | None:
-    """Members of JSON by their keys; `None` after any error, because then Strawberry answers the whole document."""
+) -> tuple[dict[str, bytes], list[GraphQLError]]:
+    """Members of JSON by their keys. Raises `FallBackToStrawberry` after any error but a field's own."""
     result = await schema.execute(rest.query, dict(variables or {}), context)
-    if result.errors or result.data is None:
-        return None
-    return {key: f'"{key}":{json.dumps(value, separators=(",", ":"))}'.encode() for key, value in result.data.items()}
+    errors = []
+    for error in result.errors or []:
+        cause, path = error.original_error, error.path or []
+        if not isinstance(cause, ServiceError) or len(path) != 1:
+            raise FallBackToStrawberry
+        # At its place in the original document.
+        errors.append(GraphQLError(error.message, list(rest.nodes[str(path[0])]), path=path, original_error=cause))
+    if result.data is None:
+        raise FallBackToStrawberry
+    members = {
+        key: f'"{key}":{json.dumps(value, separators=(",", ":"))}'.encode() for key, value in result.data.items()
+    }
+    return members, errors

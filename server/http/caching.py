@@ -5,11 +5,10 @@ import hashlib
 from starlette.requests import Request
 from starlette.responses import Response
 
-NO_STORE = {"Cache-Control": "no-store"}
-
 
 def etag_of(content: bytes) -> str:
-    return f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    """Weak, because the compressed content has the same."""
+    return f'W/"{hashlib.sha256(content).hexdigest()[:32]}"'
 
 
 def cacheable(request: Request, content: bytes, media_type: str, headers: dict[str, str]) -> Response:

@@ -18,15 +18,16 @@ from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOpe
 from strawberry.types import ExecutionResult
 from strawberry.types.graphql import OperationType
 
-from server.http.negotiation import EVENT_STREAM, GRAPHQL_RESPONSE, JSON, is_json, response_type
+from server.http.negotiation import EVENT_STREAM, GRAPHQL_RESPONSE, JSON, header_of, is_json, response_type
 from server.metrics import REFUSED, Metrics, code_of, operation_label
 from server.protection.auth import client_of, is_authenticated
 from server.reads.context import Context
 from server.schema.documents import GraphQLRequest, load_document
-from server.schema.errors import is_request_error
+from server.schema.errors import as_graphql, is_request_error
+from server.schema.persisted_queries import PersistedQueries
 from server.schema.root import Schema
-from server.subscriptions.event_stream import event_stream
-from shared.errors import BadUserInput, RateLimited, ServiceError, Unauthenticated
+from server.subscriptions.event_stream import event_stream, refusing_stream
+from shared.errors import BadUserInput, PersistedQueryNotFound, RateLimited, ServiceError, Unauthenticated
 
 MAX_BODY_BYTES = 128 * 1024
 "A document has at most 20,000 characters; coercing a megabyte of variables would block the event loop for a second."
@@ -48,8 +49,9 @@ class Refused(Exception):
 class GraphQLView:
     """The ASGI application behind the route."""
 
-    def __init__(self, schema: Schema, metrics: Metrics) -> None:
+    def __init__(self, schema: Schema, persisted: PersistedQueries, metrics: Metrics) -> None:
         self._schema = schema
+        self._persisted = persisted
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,8 +61,7 @@ class GraphQLView:
 
     async def _answer(self, request: Request) -> Response:
         began = perf_counter()
-        accept = b", ".join(value for name, value in request.scope["headers"] if name == b"accept") or None
-        media_type = response_type(accept)
+        media_type = response_type(header_of(request.scope, b"accept"))
         try:
             if request.method == "OPTIONS":
                 return Response(status_code=204, headers={"Allow": METHODS})
@@ -72,7 +73,7 @@ class GraphQLView:
                 )
             context = _context(request)
             context.require_token_for_reads()
-            asked = await _read_body(request) if request.method == "POST" else _read_url(request)
+            asked = self._persisted.read(await _read_body(request) if request.method == "POST" else _read_url(request))
             await request.state.admission.queue_document(len(asked.query))
             if media_type is EVENT_STREAM:
                 return self._stream(request, context, asked)
@@ -82,6 +83,12 @@ class GraphQLView:
             self._metrics.answered(REFUSED, BadUserInput.code, began)
             headers = {"Allow": refused.allow} if refused.allow else {}
             return _refusal(BadUserInput(str(refused)), refused.status, media_type, headers)
+        except (BadUserInput, PersistedQueryNotFound) as error:
+            self._metrics.answered(REFUSED, error.code, began)
+            if media_type is EVENT_STREAM:
+                return refusing_stream(error)
+            # Clients send the document after an error in an ordinary answer.
+            return _refusal(error, 200 if isinstance(error, PersistedQueryNotFound) else 400, media_type, {})
         except Unauthenticated as error:
             self._metrics.answered(REFUSED, error.code, began)
             return _refusal(error, 401, media_type, {"WWW-Authenticate": "Bearer"})
@@ -104,7 +111,7 @@ class GraphQLView:
                 raise Refused(406, "Subscribe over WebSocket, or accept text/event-stream.") from error
             raise _mutation_by_get() from error
         except CannotGetOperationTypeError as error:
-            result = ExecutionResult(None, [_as_graphql(BadUserInput(error.as_http_error_reason()))])
+            result = ExecutionResult(None, [as_graphql(BadUserInput(error.as_http_error_reason()))])
         label = operation_label(self._schema._schema, asked, result.errors)
         self._metrics.answered(label, code_of(result.errors), began)
         answer = process_result(result)
@@ -143,19 +150,14 @@ def _json_response(answer: object, status: int, media_type: bytes | None) -> Res
     # ASCII, because a message may quote half a surrogate pair.
     response = Response(json.dumps(answer, separators=(",", ":")), status)
     response.headers["Content-Type"] = (GRAPHQL_RESPONSE if media_type is GRAPHQL_RESPONSE else JSON).decode()
-    response.headers["Vary"] = "Accept, Accept-Encoding"
-    response.headers["Cache-Control"] = "no-store"
+    response.headers["Vary"] = "Accept"
     return response
 
 
 def _refusal(error: ServiceError, status: int, media_type: bytes | None, headers: dict[str, str]) -> Response:
-    response = _json_response({"errors": [_as_graphql(error).formatted]}, status, media_type)
+    response = _json_response({"errors": [as_graphql(error).formatted]}, status, media_type)
     response.headers.update(headers)
     return response
-
-
-def _as_graphql(error: ServiceError) -> GraphQLError:
-    return GraphQLError(str(error), original_error=error)
 
 
 def _status(result: ExecutionResult, media_type: bytes) -> int:
@@ -166,10 +168,11 @@ def _status(result: ExecutionResult, media_type: bytes) -> int:
     return 500 if "INTERNAL_SERVER_ERROR" in codes else 400
 
 
-async def _read_body(request: Request) -> GraphQLRequest:
-    content_type = b", ".join(value for name, value in request.scope["headers"] if name == b"content-type")
-    if not is_json(content_type):
+async def _read_body(request: Request) -> dict[str, Any]:
+    if not is_json(header_of(request.scope, b"content-type")):
         raise Refused(415, "The body must be application/json in UTF-8.")
+    if (header_of(request.scope, b"content-encoding") or b"identity").lower() != b"identity":
+        raise Refused(415, "The body must not be compressed.")
     length, chunks = 0, []
     async for chunk in request.stream():
         length += len(chunk)
@@ -181,15 +184,15 @@ async def _read_body(request: Request) -> GraphQLRequest:
         raise Refused(400, "The body must be one JSON object; batches are not supported.")
     if not isinstance(body, dict):
         raise Refused(400, "The body must be a JSON object with a `query`.")
-    return _parameters(body)
+    return body
 
 
-def _read_url(request: Request) -> GraphQLRequest:
+def _read_url(request: Request) -> dict[str, Any]:
     """An empty parameter counts as absent."""
     given: dict[str, Any] = {name: value for name, value in request.query_params.items() if value}
     for name in given.keys() & {"variables", "extensions"}:
         given[name] = _read(f"`{name}`", given[name].encode())
-    return _parameters(given)
+    return given
 
 
 def _read(name: str, text: bytes) -> object:
@@ -202,15 +205,3 @@ def _read(name: str, text: bytes) -> object:
 def _refuse_constant(name: str) -> NoReturn:
     """NaN and Infinity, which Python accepts."""
     raise ValueError(name)
-
-
-def _parameters(given: dict[str, Any]) -> GraphQLRequest:
-    query = given.get("query")
-    if not isinstance(query, str) or not query:
-        raise Refused(400, "`query` must be the text of a GraphQL document.")
-    if not isinstance(given.get("operationName"), str | None):
-        raise Refused(400, "`operationName` must be a string or null.")
-    for name in ("variables", "extensions"):
-        if not isinstance(given.get(name), dict | None):
-            raise Refused(400, f"`{name}` must be an object or null.")
-    return GraphQLRequest(query, given.get("operationName"), given.get("variables"))

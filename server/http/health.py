@@ -5,20 +5,33 @@ reads go to standbys, these have an entry of their own, and an outage of the pri
 """
 
 import asyncio
+import logging
+from collections.abc import Coroutine
 from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from server.http.caching import NO_STORE
 from server.reads.context import Context
 from server.schema.tickers import select_tickers
 from server.standbys import StandbyPool
 from shared.errors import QueueUnavailable, StorageUnavailable
 from shared.migrate import read_migrations, select_version
 from shared.queue.client import within_deadline
-from shared.queue.worker_registry import describe_unknown_index, select_live_workers, select_unknown_indices
+from shared.queue.deployment import ForeignRedis, check_claim, select_deployment
+from shared.queue.worker_registry import (
+    describe_clock_offset,
+    describe_unknown_index,
+    select_clock_offsets,
+    select_live_workers,
+    select_unknown_indices,
+)
 from shared.storage.database import NOT_MIGRATED, Pool
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 OK, WARNING, DOWN = "ok", "warning", "down"
 DRAINING = {"status": "draining", "reason": "this process was told to end: ask another one", "dependencies": {}}
@@ -32,17 +45,23 @@ class Dependency:
     reason: str | None = None
 
 
+UNKNOWN = Dependency(WARNING, "unknown")
+UNKNOWN_FAULT = Dependency(DOWN, "It cannot be checked; the log says why.")
+
+
 async def livez(_: Request) -> Response:
     return PlainTextResponse("ok\n")
 
 
 async def readyz(request: Request) -> Response:
     if request.app.state.is_draining:
-        return JSONResponse(DRAINING, 503, headers=NO_STORE)
+        return JSONResponse(DRAINING, 503)
     state = request.state
     context = Context(state.primary, state.redis, state.settings)
     (postgres, prices), (redis, worker), standbys = await asyncio.gather(
-        _storage(context), _queue(context), _standbys(state.pool, context)
+        _never_failing(_storage(context), (UNKNOWN_FAULT, UNKNOWN)),
+        _never_failing(_queue(context), (UNKNOWN_FAULT, UNKNOWN)),
+        _never_failing(_standbys(state.pool, context), UNKNOWN_FAULT),
     )
     dependencies = {"postgres": postgres, "redis": redis, "worker": worker, "prices": prices}
     if standbys is not None:
@@ -55,7 +74,16 @@ async def readyz(request: Request) -> Response:
         "status": DOWN if is_down else OK,
         "dependencies": {name: asdict(dependency) for name, dependency in dependencies.items()},
     }
-    return JSONResponse(body, 503 if is_down else 200, headers=NO_STORE)
+    return JSONResponse(body, 503 if is_down else 200)
+
+
+async def _never_failing(check: Coroutine[Any, Any, T], otherwise: T) -> T:
+    """A proxy reads 503 as "not now" and a plain 500 as it likes."""
+    try:
+        return await check
+    except Exception:
+        logger.exception("fault while checking a dependency")
+        return otherwise
 
 
 async def _storage(context: Context) -> tuple[Dependency, Dependency]:
@@ -64,10 +92,10 @@ async def _storage(context: Context) -> tuple[Dependency, Dependency]:
         version = await select_version(context.pool)
         if version < wanted:
             outdated = f"the schema is at {version:04}, this release needs {wanted:04}: run python -m shared.migrate"
-            return Dependency(DOWN, outdated if version else NOT_MIGRATED), Dependency(WARNING, "unknown")
+            return Dependency(DOWN, outdated if version else NOT_MIGRATED), UNKNOWN
         tickers = await select_tickers(context)
     except StorageUnavailable as error:
-        return Dependency(DOWN, str(error)), Dependency(WARNING, "unknown")
+        return Dependency(DOWN, str(error)), UNKNOWN
     stale = [
         f"{t.name}: "
         + ("nothing collected yet" if t.lag_seconds is None else f"newest price {t.lag_seconds:.0f} s old")
@@ -91,17 +119,26 @@ async def _standbys(pool: Pool, context: Context) -> Dependency | None:
 
 async def _queue(context: Context) -> tuple[Dependency, Dependency]:
     try:
-        workers, unknown = await within_deadline(_reports(context))
+        faults = await within_deadline(_worker_faults(context))
     except QueueUnavailable as error:
-        return Dependency(DOWN, str(error)), Dependency(WARNING, "unknown")
-    if not workers:
-        return Dependency(OK), Dependency(WARNING, "no worker has reported lately")
-    if unknown:
-        faults = "; ".join(describe_unknown_index(ticker, near) for ticker, near in unknown.items())
-        return Dependency(OK), Dependency(WARNING, faults)
-    return Dependency(OK), Dependency(OK)
+        return Dependency(DOWN, str(error)), UNKNOWN
+    return Dependency(OK), Dependency(WARNING, "; ".join(faults)) if faults else Dependency(OK)
 
 
-async def _reports(context: Context) -> tuple[list[str], dict[str, list[str]]]:
+async def _worker_faults(context: Context) -> list[str]:
     redis = context.redis
-    return await select_live_workers(redis), await select_unknown_indices(redis, context.settings.tickers)
+    try:
+        await check_claim(redis, await select_deployment(context.pool))
+    except ForeignRedis as error:
+        return [str(error)]
+    except StorageUnavailable:
+        pass  # said under postgres
+    workers = await select_live_workers(redis)
+    if not workers:
+        return ["no worker has reported lately"]
+    unknown = await select_unknown_indices(redis, context.settings.tickers)
+    offsets = await select_clock_offsets(redis, workers)
+    return [
+        *(describe_unknown_index(ticker, near) for ticker, near in unknown.items()),
+        *(describe_clock_offset(worker, seconds) for worker, seconds in offsets.items()),
+    ]

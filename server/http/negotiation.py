@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
+from starlette.types import Scope
+
 JSON = b"application/json; charset=utf-8"
 GRAPHQL_RESPONSE = b"application/graphql-response+json; charset=utf-8"
 EVENT_STREAM = b"text/event-stream"
@@ -27,6 +29,11 @@ class _Range(NamedTuple):
     name: str
     quality: float
     position: int
+
+
+def header_of(scope: Scope, name: bytes) -> bytes | None:
+    """All headers of that name, joined by commas; `None` if the request has none."""
+    return b", ".join(value for found, value in scope["headers"] if found == name) or None
 
 
 def response_type(accept: bytes | None) -> bytes | None:

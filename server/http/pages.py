@@ -5,13 +5,12 @@ import re
 from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.http.caching import NO_STORE, cacheable
-from server.http.negotiation import accepts_gzip, wants_page
+from server.http.caching import cacheable
+from server.http.negotiation import accepts_gzip, header_of, wants_page
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +69,9 @@ class Pages:
         path = self._folder / "assets" / name
         if match is None or not path.is_file():
             return PlainTextResponse("Not Found", 404)
-        headers = {**_HEADERS, "Cache-Control": f"public, max-age={_YEAR}, immutable", "Vary": "Accept-Encoding"}
+        headers = {**_HEADERS, "Cache-Control": f"public, max-age={_YEAR}, immutable"}
         packed = path.with_name(f"{name}.gz")
-        if packed.is_file() and accepts_gzip(_header(request.headers, "accept-encoding")):
+        if packed.is_file() and accepts_gzip(header_of(request.scope, b"accept-encoding")):
             path, headers["Content-Encoding"] = packed, "gzip"
         return FileResponse(path, headers=headers, media_type=_MEDIA_TYPES.get(match[1], "application/octet-stream"))
 
@@ -81,7 +80,7 @@ class Pages:
         try:
             content = (self._folder / name).read_bytes()
         except FileNotFoundError:
-            return HTMLResponse(_MISSING, 503, {**headers, **NO_STORE})
+            return HTMLResponse(_MISSING, 503, headers)
         # Browsers ask each time, because the page names the hashed files of its build.
         return cacheable(request, content, "text/html", headers)
 
@@ -94,16 +93,8 @@ class GraphiQLInBrowsers:
         self._pages = pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (
-            scope["type"] == "http"
-            and scope["method"] in ("GET", "HEAD")
-            and wants_page(_header(Headers(scope=scope), "accept"))
-        ):
+        if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and wants_page(header_of(scope, b"accept")):
             page = await run_in_threadpool(self._pages.graphiql, Request(scope))
             await page(scope, receive, send)
         else:
             await self._graphql(scope, receive, send)
-
-
-def _header(headers: Headers, name: str) -> bytes | None:
-    return ", ".join(headers.getlist(name)).encode("latin-1") or None

@@ -16,7 +16,6 @@ from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from server.http.caching import NO_STORE
 from server.metrics import Metrics
 from server.protection.auth import is_authenticated
 from shared.config.settings import Settings
@@ -57,7 +56,7 @@ async def metrics(request: Request) -> Response:
     encode, content_type = choose_encoder(", ".join(request.headers.getlist("accept")))
     pools = {"main": state.primary} if state.pool is state.primary else {"main": state.primary, "standbys": state.pool}
     found = [*counted.collect(), *pool_metrics(pools), *_shared(state.settings, *shared)]
-    return Response(encode(Scrape(found)), headers={"Content-Type": content_type, **NO_STORE})
+    return Response(encode(Scrape(found)), headers={"Content-Type": content_type})
 
 
 async def _stored(pool: Pool, settings: Settings) -> list[Metric] | None:

@@ -28,6 +28,11 @@ def public_error(error: GraphQLError) -> GraphQLError:
     return error
 
 
+def as_graphql(error: ServiceError) -> GraphQLError:
+    """Of the whole request, not of a field."""
+    return GraphQLError(str(error), original_error=error)
+
+
 def without_suggestions(error: GraphQLError) -> GraphQLError:
     """Without the names of the schema that GraphQL suggests for a misspelt one."""
     message = _SUGGESTION.sub("", error.message)

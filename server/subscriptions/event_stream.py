@@ -2,24 +2,31 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
-from starlette.responses import StreamingResponse
+from graphql import GraphQLError
+from starlette.responses import Response, StreamingResponse
 
 from server.feeds.price_feed import TooSlow
+from server.schema.errors import as_graphql
 from server.subscriptions.operations import Refused
+from shared.errors import ServiceError
 
 KEEP_ALIVE_SECONDS = 12
 "Less than the 30 s after which proxies close a silent connection."
 
 _KEEP_ALIVE = ":\n\n"
 _COMPLETE = "event: complete\ndata:\n\n"
+_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
 
 
 def event_stream(answers: AsyncGenerator[str], closing: asyncio.Event) -> StreamingResponse:
     """`closing`: when set, the stream ends without `complete`, so that the client reconnects to another server."""
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_events(answers, closing), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(_events(answers, closing), headers=_HEADERS)
+
+
+def refusing_stream(error: ServiceError) -> Response:
+    return Response(_refusal([as_graphql(error)]), headers=_HEADERS)
 
 
 async def _events(answers: AsyncGenerator[str], closing: asyncio.Event) -> AsyncGenerator[str]:
@@ -42,8 +49,7 @@ async def _events(answers: AsyncGenerator[str], closing: asyncio.Event) -> Async
                 yield _KEEP_ALIVE
         yield _COMPLETE
     except Refused as refused:
-        body = json.dumps({"errors": [error.formatted for error in refused.errors]})
-        yield f"event: next\ndata: {body}\n\n{_COMPLETE}"
+        yield _refusal(refused.errors)
     except TooSlow:
         return
     finally:
@@ -52,3 +58,8 @@ async def _events(answers: AsyncGenerator[str], closing: asyncio.Event) -> Async
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
         await answers.aclose()
+
+
+def _refusal(errors: Sequence[GraphQLError]) -> str:
+    body = json.dumps({"errors": [error.formatted for error in errors]})
+    return f"event: next\ndata: {body}\n\n{_COMPLETE}"

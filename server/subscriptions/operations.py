@@ -6,7 +6,7 @@ An event of a subscription is executed and serialised once for all subscribers t
 import json
 from collections.abc import AsyncGenerator
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 from graphql import (
     DocumentNode,
@@ -29,7 +29,7 @@ from server.metrics import OK, REFUSED, TOO_SLOW, Metrics, code_of, operation_la
 from server.protection.admission import Admission
 from server.reads.context import Context
 from server.schema.documents import GraphQLRequest, load_document, validate
-from server.schema.errors import is_request_error, public_error, without_suggestions
+from server.schema.errors import as_graphql, is_request_error, public_error, without_suggestions
 from server.schema.root import Schema
 from shared.errors import RateLimited, ServiceError
 from shared.storage.prices import Price
@@ -52,11 +52,19 @@ class Refused(Exception):
         self.errors = errors
 
 
+class Compiled(Protocol):
+    """See `server/compiled/execution.py`."""
+
+    async def text(self, context: Context, request: GraphQLRequest, admission: Admission) -> str | None:
+        """The answer of a compiled query; `None` if Strawberry has to answer. Raises `RateLimited`."""
+
+
 class Streams:
     """One for each process, because it caches the serialised events."""
 
-    def __init__(self, schema: Schema, metrics: Metrics) -> None:
+    def __init__(self, schema: Schema, compiled: Compiled, metrics: Metrics) -> None:
         self._schema = schema
+        self._compiled = compiled
         self._metrics = metrics
         self._written: LRU[tuple[str, object], str] = LRU(MAX_WRITTEN_CHARACTERS)
 
@@ -72,8 +80,10 @@ class Streams:
         operation = get_operation_ast(document, request.operation_name)
         if operation is not None and operation.operation is not OperationType.SUBSCRIPTION:
             try:
-                with admission.work():
-                    answer = await self._answer(context, request)
+                answer = await self._compiled.text(context, request, admission)
+                if answer is None:
+                    with admission.work():
+                        answer = await self._answer(context, request)
             except RateLimited as error:
                 raise self._busy(error) from error
             yield answer
@@ -118,7 +128,7 @@ class Streams:
 
     def _busy(self, error: RateLimited) -> Refused:
         self._metrics.ended(REFUSED, error.code)
-        return Refused([GraphQLError(str(error), original_error=error)])
+        return Refused([as_graphql(error)])
 
     def _refused(self, context: Context, request: GraphQLRequest, errors: list[GraphQLError]) -> Refused:
         self._metrics.ended(operation_label(self._schema._schema, request, errors), code_of(errors))
@@ -130,7 +140,7 @@ class Streams:
         except GraphQLError as error:
             return DocumentNode(), [public_error(error)]
         except ServiceError as error:
-            return DocumentNode(), [public_error(GraphQLError(str(error), original_error=error))]
+            return DocumentNode(), [as_graphql(error)]
         errors = validate(query, self._schema._schema, tuple(specified_rules))
         return document, [public_error(error) for error in errors]
 

@@ -19,12 +19,14 @@ from strawberry.http.websocket_origin import is_same_origin
 from structlog.contextvars import bind_contextvars
 
 from server.feeds.price_feed import TooSlow
+from server.metrics import REFUSED
 from server.protection.auth import client_of, is_authenticated
 from server.reads.context import Context
-from server.schema.documents import GraphQLRequest
+from server.schema.errors import as_graphql
+from server.schema.persisted_queries import PERSISTED, PersistedQueries
 from server.subscriptions.operations import Refused, Streams
 from shared.config.settings import Settings
-from shared.errors import QueryTooComplex
+from shared.errors import QueryTooComplex, ServiceError
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +60,10 @@ class Closed(Exception):
 class Sockets:
     """The ASGI application behind the route."""
 
-    def __init__(self, streams: Streams, limits: Limits) -> None:
-        self._streams = streams
-        self._limits = limits
+    def __init__(self, streams: Streams, persisted: PersistedQueries, limits: Limits) -> None:
+        self.streams = streams
+        self.persisted = persisted
+        self.limits = limits
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,12 +78,12 @@ class Sockets:
             await send({"type": "websocket.close", "code": 4406, "reason": "Subprotocol not acceptable"})
             return
         await send({"type": "websocket.accept", "subprotocol": PROTOCOL})
-        if self._open >= self._limits.sockets:
+        if self._open >= self.limits.sockets:
             await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": TOO_MANY})
             return
         self._open += 1
         try:
-            await Socket(scope, receive, send, self._streams, self._limits).run()
+            await Socket(scope, receive, send, self).run()
         finally:
             self._open -= 1
 
@@ -96,13 +99,13 @@ def is_allowed_origin(headers: Headers, settings: Settings, scheme: str) -> bool
 
 
 class Socket:
-    def __init__(self, scope: Scope, receive: Receive, send: Send, streams: Streams, limits: Limits) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, shared: Sockets) -> None:
         self._state = scope["state"]
         self._client = client_of(scope)
         self._receive = receive
         self._send = send
-        self._streams = streams
-        self._limits = limits
+        self._shared = shared
+        self._limits = shared.limits
         self._is_initialised = False
         self._operations: dict[str, asyncio.Task[None]] = {}
         self._running: set[asyncio.Task[None]] = set()
@@ -143,8 +146,8 @@ class Socket:
                 await self._text('{"type":"pong"}')
             case {"type": "pong"} if isinstance(message.get("payload"), dict | None):
                 pass
-            case {"type": "subscribe", "id": str(key), "payload": {"query": str(query), **rest}} if key:
-                await self._subscribe(key, query, rest)
+            case {"type": "subscribe", "id": str(key), "payload": dict(payload)} if key and _is_valid(payload):
+                await self._subscribe(key, payload)
             case {"type": "complete", "id": str(key)}:
                 if task := self._operations.pop(key, None):
                     task.cancel()
@@ -169,32 +172,25 @@ class Socket:
         self._until.reschedule(None)
         await self._text('{"type":"connection_ack"}')
 
-    async def _subscribe(self, key: str, query: str, rest: dict[Any, Any]) -> None:
+    async def _subscribe(self, key: str, payload: dict[str, Any]) -> None:
         if not self._is_initialised:
             raise Closed(4401, "Unauthorized")
         if key in self._operations:
             # Escaped and cut, because a close reason has at most 123 bytes.
             raise Closed(4409, f"Subscriber for {json.dumps(key)[1:-1][:80]} already exists")
-        variables, operation_name = rest.get("variables"), rest.get("operationName")
-        objects = (variables, rest.get("extensions"))
-        is_valid = isinstance(operation_name, str | None) and all(isinstance(one, dict | None) for one in objects)
-        if len(key) > self._limits.id_length or not is_valid:
+        if len(key) > self._limits.id_length:
             raise Closed
-        if len(self._running) >= self._limits.operations:
-            message = f"A socket may have at most {self._limits.operations} operations at a time."
-            await self._error(json.dumps(key), [GraphQLError(message, original_error=QueryTooComplex(message))])
+        try:
+            if len(self._running) >= self._limits.operations:
+                raise QueryTooComplex(f"A socket may have at most {self._limits.operations} operations at a time.")
+            request = self._shared.persisted.read(payload)
+        except ServiceError as error:
+            self._state["metrics"].ended(REFUSED, error.code)
+            await self._error(json.dumps(key), [as_graphql(error)])
             return
-        state = self._state
-        context = Context(
-            state["pool"],
-            state["redis"],
-            state["settings"],
-            self._is_authenticated,
-            state["feeds"],
-            client=self._client,
-        )
-        request = GraphQLRequest(query, operation_name, variables)
-        answers = self._streams.answers(context, request, state["admission"])
+        pool, redis, settings, feeds = (self._state[name] for name in ("pool", "redis", "settings", "feeds"))
+        context = Context(pool, redis, settings, self._is_authenticated, feeds, self._client)
+        answers = self._shared.streams.answers(context, request, self._state["admission"])
         task = asyncio.create_task(self._operate(key, answers))
         self._operations[key] = task
         self._running.add(task)
@@ -237,6 +233,13 @@ class Socket:
         if not self._until.expired():
             self._end = closed
             self._until.reschedule(asyncio.get_running_loop().time())
+
+
+def _is_valid(payload: dict[str, Any]) -> bool:
+    """Whether the protocol has such an operation. That of a persisted query may come without its document."""
+    kinds = {"query": str, "operationName": str, "variables": dict, "extensions": dict}
+    has_document = payload.get("query") is not None or PERSISTED in (payload.get("extensions") or {})
+    return has_document and all(isinstance(payload.get(name), kind | None) for name, kind in kinds.items())
 
 
 def _parse(message: Message) -> dict[str, Any]:

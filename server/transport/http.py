@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+from server.transport.upgrades import IgnoringUpgrades
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ _REASONS = {
 }
 
 
-class HttpProtocol(HttpToolsProtocol):
+class HttpProtocol(IgnoringUpgrades):
     cycle: RequestResponseCycle | None  # type: ignore[assignment]  # of the last request whose headers are complete
     scope: Any  # of the last request of which any byte has arrived, else `None`
 

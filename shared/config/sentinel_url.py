@@ -11,13 +11,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
-from redis.asyncio import SSLConnection
-from redis.asyncio.connection import URL_QUERY_ARGUMENT_PARSERS, parse_url
-from redis.exceptions import RedisError
+from redis.asyncio.connection import parse_url
 
 from shared.config.database_url import is_host
+from shared.config.messages import Refusal
+from shared.config.redis_url import TLS_PARAMETERS, parse_parameters, tls_options
 
 Address = tuple[str, int]
 
@@ -28,7 +28,6 @@ _SCHEMES = {"redis+sentinel", "rediss+sentinel"}
 _REST = re.compile(
     r"(?P<user>[^/?#]*@)?(?P<hosts>[^/?#]+)/(?P<name>[\w.%-]+)(?:/(?P<database>\d*))?(?:\?(?P<query>[^#]*))?", re.ASCII
 )
-_TLS_PARAMETERS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"}
 
 
 @dataclass(frozen=True)
@@ -56,13 +55,12 @@ def parse_sentinel_url(url: str) -> SentinelURL:
         or not re.fullmatch(r"[\w.-]+", unquote(match["name"]), re.ASCII)
     ):
         raise ValueError("not a URL of sentinels")
-    # parse_qsl would read the plus of a password as a space.
-    query = dict(parse_qsl((match["query"] or "").replace("+", "%2B"), keep_blank_values=True))
+    query = parse_parameters(match["query"] or "", {"sentinel_username", "sentinel_password", *TLS_PARAMETERS})
     login = {name: query.pop(f"sentinel_{name}", "") for name in ("username", "password")}
     is_tls = scheme.lower() == "rediss+sentinel"
     if query and not is_tls:
-        raise ValueError("parameters of TLS without TLS")
-    tls = _parse_tls(query)
+        raise Refusal(f"{', '.join(sorted(query))}: only with rediss+sentinel://")
+    tls = tls_options(query)
     # redis-py parses the URL of one server; the name of that one is not used.
     server = parse_url(f"redis://{match['user'] or ''}server/{match['database'] or 0}")
     return SentinelURL(
@@ -79,16 +77,3 @@ def _parse_address(text: str) -> Address:
     if "host" not in address:
         raise ValueError("not a sentinel's host")
     return address["host"], address.get("port", SENTINEL_PORT)
-
-
-def _parse_tls(parameters: Mapping[str, str]) -> dict[str, Any]:
-    if not parameters.keys() <= _TLS_PARAMETERS or not all(parameters.values()):
-        raise ValueError("an unknown or empty parameter")
-    options: dict[str, Any] = {
-        name: URL_QUERY_ARGUMENT_PARSERS.get(name, str)(value) for name, value in parameters.items()
-    }
-    try:
-        SSLConnection(**options)
-    except RedisError as error:
-        raise ValueError("a value that redis-py refuses") from error
-    return options

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from shared.config.database_url import is_host
+from shared.config.redis_url import clean_redis_url
 from shared.config.sentinel_url import is_sentinel_url, parse_sentinel_url
 
 _TICKER = re.compile(r"[a-z0-9-]+_[a-z0-9]+")
@@ -18,16 +19,7 @@ def parse_redis_url(value: str) -> str:
     if is_sentinel_url(value):
         parse_sentinel_url(value)
         return value
-    parts = urlsplit(value)
-    host = parts.netloc.rpartition("@")[2]
-    if (
-        parts.scheme not in {"redis", "rediss"}
-        or not re.fullmatch(r"/?\d*", parts.path)
-        or not host
-        or not is_host(host)
-    ):
-        raise ValueError("not a Redis URL")
-    return value
+    return clean_redis_url(value)
 
 
 def parse_http_url(value: str) -> str:
@@ -86,7 +78,8 @@ def parse_interval(seconds: int) -> int:
 
 def is_loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
     except ValueError:
         return host.lower() == "localhost"
 

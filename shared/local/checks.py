@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from shared.config.database_url import hosts_of
+from shared.config.outbound import client_options
 from shared.config.settings import Settings
 from shared.errors import describe
 from shared.local.child import EmbeddedError
@@ -97,7 +98,8 @@ async def announce_when_ready(settings: Settings, began: float) -> None:
 async def warn_if_unreachable(base_url: str) -> None:
     """One request, beside the start. The worker has its own retries."""
     try:
-        async with httpx.AsyncClient(timeout=EXCHANGE_TIMEOUT) as http, asyncio.timeout(EXCHANGE_TIMEOUT):
+        options = client_options(base_url)
+        async with httpx.AsyncClient(timeout=EXCHANGE_TIMEOUT, **options) as http, asyncio.timeout(EXCHANGE_TIMEOUT):
             reply = await http.get(f"{base_url}/public/get_time")
             reply.raise_for_status()
             if "result" in reply.json():

@@ -6,6 +6,7 @@ simulator, in its own data folder, so that simulated prices never mix with real 
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from pydantic_settings import BaseSettings
 
+from shared.config.outbound import client_options
 from shared.config.settings import Settings, load_settings
 from shared.local.checks import announce_when_ready, check_hosts, check_port, until_listening, warn_if_unreachable
 from shared.local.child import EmbeddedError
@@ -50,6 +52,7 @@ class Stack:
         self._simulator_port = free_port()
         ours = {}
         if is_demo or not given.database_url:
+            _forget_libpq_variables()
             ours["database_url"] = "postgresql://embedded"  # replaced when the server runs
         if is_demo or not given.redis_url:
             ours["redis_url"] = "redis://embedded"
@@ -59,7 +62,9 @@ class Stack:
             if given.history_from is None and not given.retention_days:  # empty is off
                 ours["history_from"] = (datetime.now(UTC) - DEMO_HISTORY).date().isoformat()
         self._settings = load_settings(**ours)
-        self._settings.require_guarded_mutations()  # otherwise the API would refuse and be restarted forever
+        # Otherwise the API or the worker would refuse and be restarted forever.
+        self._settings.require_guarded_mutations()
+        client_options(self._settings.deribit_base_url)
         self._ignored = [name.upper() for name in ours if is_demo and getattr(given, name)]
         self._env = {name.upper(): value for name, value in ours.items()}
         self._env["DRAIN_SECONDS"] = "0"  # no other API takes over meanwhile
@@ -148,6 +153,12 @@ class Stack:
     def kill(self) -> None:
         for child in (*self._programs, *self._servers):
             child.kill()
+
+
+def _forget_libpq_variables() -> None:
+    """They describe another server than the embedded one. Our children inherit the environment."""
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
 
 
 async def _stop_all(children: Iterable[Child], timeout: float) -> None:

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+QUEUE = "deribit:queue"
+"Not arq's default, because another application's jobs may be in that one, and its workers would take ours."
+
 DEADLINE_SECONDS = 1.4
 "Clients get an answer within 2 s even if Redis is unavailable or hangs."
 
@@ -55,7 +58,7 @@ async def open_redis(settings: Settings, *, retries: int, timeout: float = DEADL
         retry=Retry(ExponentialBackoff(cap=2, base=0.1), retries),
         retry_on_error=[RedisConnectionError, RedisTimeoutError, OSError],
     ) as pool:
-        redis = ArqRedis(pool, job_serializer=serialize, job_deserializer=deserialize)
+        redis = ArqRedis(pool, serialize, deserialize, default_queue_name=QUEUE)
         try:
             yield redis
         finally:

@@ -14,11 +14,11 @@ from enum import StrEnum
 from typing import Any
 
 from arq.connections import ArqRedis
-from arq.constants import default_queue_name, job_key_prefix
+from arq.constants import job_key_prefix
 from arq.jobs import serialize_job
 
 from shared.grid import from_microseconds
-from shared.queue.client import serialize
+from shared.queue.client import QUEUE, serialize
 from shared.queue.jobs import FETCH_PRICES
 from shared.queue.rate_limit import TAKE, Limit, refusal
 from shared.queue.replication import Unconfirmed, execute_confirmed, execute_confirmed_if_possible
@@ -32,10 +32,11 @@ _MAX_COUNTED = 10_000
 CHANGES = "fetch-changes"
 "The channel that announces the id of a fetch when it starts or ends."
 
-# KEYS: pointer to the unfinished fetch of these tickers, new record, new arq job, queue; then the limits'.
-# ARGV: new id, tickers, now (µs), now (ms), arq job, seconds to keep, prefixes of records and of arq jobs, traceparent
-# or null; then the limits'. Returns the id of the queued or running fetch, which no limit counts, else of the new one;
-# or how long to wait and for which limit. A pointer whose arq job is gone (it expired, or gave up) is ignored.
+# KEYS: pointer to the unfinished fetch of these tickers, new record, new arq job, queue, count of fetches; then the
+# limits'. ARGV: new id, tickers, now (µs), number of tickers, arq job, seconds to keep, prefixes of records and of arq
+# jobs, traceparent or null; then the limits'. Returns the id of the queued or running fetch, which no limit counts,
+# else of the new one; or how long to wait and for which limit. A pointer whose arq job is gone (it expired, or gave up)
+# is ignored. The score is a count, not a time: it comes after the schedule's jobs, and is due by every worker's clock.
 _ENQUEUE = (
     TAKE
     + """
@@ -47,7 +48,7 @@ if running
 then
     return running
 end
-local refused = take({unpack(KEYS, 5)}, {unpack(ARGV, 10)})
+local refused = take({unpack(KEYS, 6)}, {unpack(ARGV, 10)}, tonumber(ARGV[4]))
 if refused[2] > 0 then
     return refused
 end
@@ -57,7 +58,7 @@ if ARGV[9] ~= 'null' then
 end
 redis.call('expire', KEYS[2], ARGV[6])
 redis.call('set', KEYS[3], ARGV[5], 'ex', ARGV[6])
-redis.call('zadd', KEYS[4], ARGV[4], ARGV[1])
+redis.call('zadd', KEYS[4], redis.call('incr', KEYS[5]) + 1, ARGV[1])
 redis.call('set', KEYS[1], ARGV[1], 'ex', ARGV[6])
 return ARGV[1]
 """
@@ -108,16 +109,17 @@ async def enqueue_fetch_prices(redis: ArqRedis, tickers: Sequence[str], limits: 
     enqueue = (
         "EVAL",
         _ENQUEUE,
-        4 + len(limits),
+        5 + len(limits),
         f"fetch-running:{','.join(tickers)}",
         _key(job_id),
         job_key_prefix + job_id,
-        default_queue_name,
+        QUEUE,
+        "fetches-enqueued",
         *(limit.key for limit in limits),
         job_id,
         json.dumps(tickers),
         now // 1000,
-        now // 1_000_000,
+        len(tickers),
         arq_job,
         _KEEP_QUEUED_SECONDS,
         _key(""),
@@ -168,7 +170,7 @@ async def select_fetch_job(redis: ArqRedis, job_id: str) -> FetchJob | None:
 
 async def count_unfinished_fetches(redis: ArqRedis) -> int:
     """Requested fetches that are queued or running, among the first 10,000 jobs of the queue."""
-    queued = await redis.zrange(default_queue_name, 0, _MAX_COUNTED - 1)
+    queued = await redis.zrange(QUEUE, 0, _MAX_COUNTED - 1)
     return sum(is_job_id(name.decode()) for name in queued)
 
 

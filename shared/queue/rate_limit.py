@@ -1,6 +1,7 @@
 """Rate limits of fetches: GCRA in Redis, so that all processes share one count, by Redis's own clock.
 
-The burst is a whole minute's allowance; after it, one fetch every 60 s / limit.
+They count requests to the exchange, one for each ticker of a fetch. The burst is a whole minute's allowance; after it,
+one request every 60 s / limit. A fetch of more tickers than a minute allows takes the whole allowance.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ class Limit:
 
 
 def limits_of(client: str, per_client: int, overall: int) -> list[Limit]:
-    """`per_client`, `overall`: fetches a minute; 0 is no limit."""
+    """`per_client`, `overall`: requests to the exchange a minute; 0 is no limit."""
     limits = [
         Limit(f"limit:client:{client}", per_client, "for a client"),
         Limit("limit:overall", overall, "for all clients together"),
@@ -29,22 +30,24 @@ def refusal(limit: Limit, wait: int) -> RateLimited:
     """`wait`: µs until a fetch is allowed."""
     seconds = -(-wait // 1_000_000)
     return RateLimited(
-        f"There are {limit.per_minute} fetches a minute {limit.scope}, no more; try again in {seconds} s.", seconds
+        f"There are {limit.per_minute} requests to the exchange a minute {limit.scope}, one for each ticker; "
+        f"try again in {seconds} s.",
+        seconds,
     )
 
 
-# A Lua function. `keys`: one for each limit; `per_minute`: what each allows.
-# GCRA: each key stores the theoretical arrival time in µs; a request advances it by 60 s / limit. A request is refused
-# if that leads more than 60 s ahead of now, and counts only if every limit allows it. Returns the µs to wait until all
+# A Lua function. `keys`: one for each limit; `per_minute`: what each allows; `requests`: how many are wanted.
+# GCRA: each key stores the theoretical arrival time in µs; a request advances it by 60 s / limit. Requests are refused
+# if that leads more than 60 s ahead of now, and count only if every limit allows them. Returns the µs to wait until all
 # allow it, and the index of the limit that does so last.
 TAKE = """
-local function take(keys, per_minute)
+local function take(keys, per_minute, requests)
     local time = redis.call('time')
     local now = time[1] * 1000000 + time[2]
     local minute = 60000000
     local wait, last, arrivals = 0, 0, {}
     for i, key in ipairs(keys) do
-        local step = math.floor(minute / per_minute[i])
+        local step = math.floor(minute / per_minute[i]) * math.min(requests, per_minute[i])
         local at = tonumber(redis.call('get', key) or 0)
         -- More than a minute ahead means that the clock was set back.
         at = math.min(math.max(at, now), now + minute) + step

@@ -5,7 +5,7 @@ GCRA without a burst: the key stores the theoretical arrival time of the next re
 
 from arq.connections import ArqRedis
 
-SPACING_MICROSECONDS = 205_000
+SPACING_MICROSECONDS = 215_000
 "At most five requests in any second, with room for the jitter of the network."
 
 LOCK_SECONDS = 30

@@ -36,6 +36,15 @@ _RECENT_SECONDS = 1.0
 
 _CLOSED = "the pool is closed"
 
+_REFUSED_AT_CONNECTING = (
+    asyncpg.DataError,  # a setting in the URL's `options` has a bad value
+    asyncpg.SyntaxOrAccessError,  # it does not exist, or may not be set; the database may not be used
+    asyncpg.ObjectNotInPrerequisiteStateError,  # it cannot be set by a session
+    asyncpg.FeatureNotSupportedError,
+    asyncpg.ClientConfigurationError,  # a certificate of the URL was removed
+)
+"Errors that a statement may raise too, for other reasons."
+
 
 class Pool:
     """At most `size` connections; while all are in use, callers wait in order (FIFO).
@@ -163,9 +172,11 @@ class Pool:
         self.open += 1
         try:
             return await self._connect()
-        except BaseException:
+        except BaseException as error:
             self.open -= 1
             self._wake(None)
+            if isinstance(error, _REFUSED_AT_CONNECTING):
+                raise ConnectionRefusedError(f"PostgreSQL refuses the connection: {error}") from error
             raise
 
     async def _wait(self, deadline: float) -> Connection | None:

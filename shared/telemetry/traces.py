@@ -17,6 +17,8 @@ from opentelemetry.trace import NoOpTracer, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from structlog.contextvars import get_contextvars
 
+from shared.config.messages import masked
+from shared.config.outbound import is_local
 from shared.config.settings import Settings
 from shared.version import VERSION
 
@@ -54,7 +56,7 @@ async def open_traces(settings: Settings, process: str) -> AsyncIterator[None]:
         return
     try:
         with recording(provider):
-            logger.info("traces go to %s", endpoint)
+            logger.info("traces go to %s", masked("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint))
             yield
     finally:
         # `shutdown` waits as long as the exporter does, so it runs in a daemon thread, which ends with the process.
@@ -124,6 +126,7 @@ def current_trace_id() -> str | None:
 
 def _create_provider(endpoint: str, process: str) -> "TracerProvider":
     """Raises `ImportError`."""
+    import requests
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider
@@ -132,7 +135,9 @@ def _create_provider(endpoint: str, process: str) -> "TracerProvider":
     named = Resource.create({"service.name": f"deribit-price-collector-{process}", "service.version": VERSION})
     # The resource from the standard variables is merged last, so it wins.
     provider = TracerProvider(resource=named.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
-    exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
+    session = requests.Session()
+    session.trust_env = not is_local(endpoint)  # no proxy for a collector on this machine
+    exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", session=session)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider
 

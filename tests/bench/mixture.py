@@ -1,4 +1,4 @@
-"""What such a service is asked in ordinary times: by programs and by pages, planned and not, by POST and GET."""
+"""What such a service is asked in ordinary times: by programs and by pages, compiled and not, by POST and GET."""
 
 import json
 from collections.abc import Sequence

@@ -23,11 +23,13 @@ from arq.connections import ArqRedis
 from shared.config.settings import load_settings
 from shared.migrate import migrate
 from shared.queue.client import open_redis
+from shared.queue.jobs import HEAL_GAPS
 from shared.queue.worker_registry import select_live_workers
 from tests.embedded import Server, start_postgres, start_valkey
 
 TICKERS = ("btc_usd", "eth_usd")
 ROOT = Path(__file__).parents[2]
+CLOCK_HOOK = ROOT / "tests" / "faults" / "clock"
 
 START_SECONDS = 60.0
 
@@ -73,7 +75,7 @@ class Stack:
             process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
                 cwd=self.folder,
-                env={**self.environment, "PYTHONPATH": str(ROOT), **variables},
+                env={"PYTHONPATH": str(ROOT), **self.environment, **variables},
                 stdout=log,
                 stderr=log,
             )
@@ -92,8 +94,18 @@ class Stack:
         await self._answers(f"http://127.0.0.1:{port}/livez")
         return process
 
-    def start_worker(self) -> subprocess.Popen[bytes]:
-        return self.start("worker")
+    def start_worker(self, clock_ahead: float = 0, **variables: str) -> subprocess.Popen[bytes]:
+        """`clock_ahead`: how many seconds its own clock runs ahead; `step_clock` changes that."""
+        return self.start(
+            "worker",
+            PYTHONPATH=os.pathsep.join(map(str, (CLOCK_HOOK, ROOT))),
+            CLOCK_OFFSET_FILE=str(self.folder / f"clock-{len(self.processes)}"),
+            CLOCK_OFFSET=str(clock_ahead),
+            **variables,
+        )
+
+    def step_clock(self, worker: subprocess.Popen[bytes], clock_ahead: float) -> None:
+        (self.folder / f"clock-{self.processes.index(worker)}").write_text(str(clock_ahead))
 
     async def start_working(self) -> subprocess.Popen[bytes]:
         """Start a worker and wait for its first heartbeat."""
@@ -189,7 +201,7 @@ class Stack:
     async def heal(self) -> None:
         """Enqueue a healing run, as the schedule does once a minute."""
         async with self.redis() as redis:
-            await redis.enqueue_job("cron:heal_gaps")
+            await redis.enqueue_job(HEAL_GAPS)
 
     @asynccontextmanager
     async def redis(self) -> AsyncIterator[ArqRedis]:

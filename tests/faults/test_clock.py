@@ -1,7 +1,6 @@
-"""The exchange's clock, or our own, is stepped by half a minute while prices are collected."""
+"""The exchange's clock is stepped by half a minute while prices are collected. Our own: test_many_workers.py."""
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,10 +15,6 @@ STEP_SECONDS = 30
 INTERVAL = 6 if IS_LONG else 1
 "The chart heals a grid of six seconds; a grid of one second shows sooner what is not stored."
 SLOTS_EACH = 3 if IS_LONG else 1
-FAKETIME = os.environ.get("FAKETIME_LIBRARY") or next(
-    map(str, Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), ""
-)
-"From Debian's package libfaketime: it gives a process another clock."
 OUTSIDE = ("REJECTED_VALUE", "CLOCK_OUTSIDE_SLOT: the exchange's clock is outside the slot")
 
 
@@ -74,41 +69,4 @@ async def test_no_price_is_stored_in_a_wrong_slot_when_the_exchanges_clock_is_st
         report(name, healed, recovered, f"{refused}, then healed; none in a wrong slot")
     else:
         report(name, before, recovered, f"{refused}; none in a wrong slot")
-    assert worker.poll() is None
-
-
-@pytest.mark.skipif(not IS_LONG, reason="only in the long form: it takes as long as the clock is stepped by")
-@pytest.mark.skipif(not FAKETIME, reason="needs libfaketime, or FAKETIME_LIBRARY to say where that is")
-@pytest.mark.timeout(300)
-async def test_no_price_is_stored_in_a_wrong_slot_when_the_workers_clock_is_stepped(
-    stepped: Stack, report: Report, tmp_path: Path
-) -> None:
-    stack, offset_file = stepped, tmp_path / "offset"
-    offset_file.write_text("+0\n")
-    worker = stack.start(
-        "worker",
-        LD_PRELOAD=FAKETIME,
-        FAKETIME_TIMESTAMP_FILE=str(offset_file),
-        FAKETIME_NO_CACHE="1",
-        DONT_FAKE_MONOTONIC="1",
-    )
-    await stack.start_api()
-    await stack.wait_for_prices(2)
-    for offset in (STEP_SECONDS, -STEP_SECONDS, 0):
-        offset_file.write_text(f"{offset:+d}\n")
-        await asyncio.sleep((SLOTS_EACH + 1) * INTERVAL if offset else 0)
-    back = time.monotonic()
-    assert f"our clock differs from the exchange's by +{STEP_SECONDS}" in stack.logs()
-    # Jobs that ran too early are not run again; healing fills their slots.
-    await asyncio.sleep(STEP_SECONDS)
-    await stack.wait_for_prices(2)
-    end = stack.current_slot()
-    before = await check_history(stack, end)
-    recovered = time.monotonic() - back
-    await stack.wait_until_whole(end)
-    healed = await check_history(stack, end)
-    name = f"our clock +{STEP_SECONDS} s, then -{STEP_SECONDS} s"
-    missing = f"{before.missing} slots missing {STEP_SECONDS} s later"
-    report(name, healed, recovered, f"{missing}, then healed; none in a wrong slot")
-    assert healed.missing == 0
     assert worker.poll() is None

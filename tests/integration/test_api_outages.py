@@ -246,3 +246,35 @@ async def test_a_database_without_the_migrations_is_not_ready(settings: Settings
     finally:
         await connection.execute("drop database not_migrated with (force)")
         await connection.close()
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["-c%20no_such_setting=1", "-csearch_path%3Dpublic%20-c%20statement_timeout%3Dsoon", "-clog_directory%3D/"],
+)
+async def test_a_connection_that_postgresql_refuses_is_an_outage(settings: Settings, options: str) -> None:
+    """Only the server knows its settings, so a bad one cannot be refused at the start."""
+    url = f"{settings.database_url}?options={options}"
+    async with serve(settings.model_copy(update={"database_url": url})) as api:
+        outage = Outage(api, postgres=None, valkey=None)  # type: ignore[arg-type]
+        for query in STORAGE_QUERIES:
+            assert await outage.codes(query) == [STORAGE_AWAY]
+        status, states = await outage.readiness()
+        assert (status, states["postgres"]) == (503, "down")
+
+
+async def test_readiness_is_never_an_internal_error(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError("unforeseen")
+
+    for name in ("select_version", "select_live_workers"):
+        monkeypatch.setattr(f"server.http.health.{name}", fail)
+    async with serve(settings) as api:
+        response = await api.send("GET", "/readyz")
+    assert response.status_code == 503
+    down = {"status": "down", "reason": "It cannot be checked; the log says why."}
+    unknown = {"status": "warning", "reason": "unknown"}
+    assert response.json()["dependencies"] == {"postgres": down, "redis": down, "worker": unknown, "prices": unknown}
+    assert caplog.text.count("RuntimeError: unforeseen") == 2

@@ -1,4 +1,4 @@
-"""Public clients as their users have them: gql of Python; graphql-request and graphql-ws under Node."""
+"""Public clients as their users have them: gql of Python; graphql-request, graphql-ws, Apollo and urql under Node."""
 
 import asyncio
 import json
@@ -106,4 +106,18 @@ async def test_graphql_ws(stored: str) -> None:
         "unknownTicker": [["UNKNOWN_TICKER"]],
         "unknownField": ["GRAPHQL_VALIDATION_FAILED"],
         "sockets": 1,
+    }
+
+
+@pytest.mark.parametrize("client", ["apollo", "urql"])
+async def test_persisted_queries_of_apollo_and_urql(stored: str, client: str) -> None:
+    await asyncio.to_thread(node.install)
+    found = json.loads(await node.run(*node.node(), "persisted.mjs", f"http://{stored}/graphql", client))
+    prices = [["91235.1"], ["91235.1", "91234.56"]]
+    unknown, known = [False, 200, "PERSISTED_QUERY_NOT_FOUND"], [False, 200, "ok"]
+    registered = [True, 200, "ok"]
+    by_get = "POST" if client == "apollo" else "GET"
+    assert found == {
+        "POST": {"prices": prices, "requests": [["POST", *unknown], ["POST", *registered], ["POST", *known]]},
+        "GET": {"prices": prices, "requests": [["GET", *unknown], [by_get, *registered], ["GET", *known]]},
     }

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arq.cron import CronJob
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.grid import EPOCH, slot_of
+from shared.grid import EPOCH
 from shared.queue import client
 from shared.queue import jobs as job_names
 from shared.queue.client import open_redis
+from shared.queue.jobs import FETCH_PRICES, FETCH_SLOT, STORE_DEFERRED, slot_job_id
 from shared.version import VERSION
 from tests.unit.replies import settings_for
 from worker.context import Worker
 from worker.runner import create_worker
-from worker.schedule import HEAL_TRIES, GridCron, cron_jobs
+from worker.schedule import entries
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("server", "worker", "shared")
@@ -87,15 +87,14 @@ FLOORS = {
     ),
     "worker": (
         ("__main__",),
-        ("runner",),
-        ("schedule",),
+        ("runner", "schedule", "reporting"),
         ("jobs",),
         ("exchange/retries",),
         ("exchange/index_check", "instrument"),
         ("context",),
         ("exchange", "simulator"),
         ("metrics",),
-        ("exchange/errors",),
+        ("exchange/errors", "clock"),
     ),
     "shared": (
         ("local", "migrate"),
@@ -181,7 +180,9 @@ def test_only_settings_and_the_launcher_read_the_environment() -> None:
         for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}:
                 readers.add(path.as_posix())
-    assert {file for file in readers if not file.startswith("shared/local/")} == set()
+    elsewhere = {file for file in readers if not file.startswith("shared/local/")}
+    # The variables of libpq, and those of proxies and certificates, which are not settings of ours.
+    assert elsewhere == {"shared/config/database_url.py", "shared/config/outbound.py"}
 
 
 def test_no_file_is_longer_than_250_lines() -> None:
@@ -202,77 +203,41 @@ def a_worker(interval_seconds: int = 60, redis: Any = UNUSED) -> Worker:
 async def test_every_job_is_registered_under_its_functions_name() -> None:
     async with open_redis(settings_for(), retries=0) as redis:
         worker = a_worker(redis=redis)
-        jobs = cron_jobs(worker)
-        arq_worker = create_worker(worker, jobs, handle_signals=False)
-    crons = {job.coroutine.__qualname__ for job in jobs}
-    names = {value for name, value in vars(job_names).items() if name.isupper() and isinstance(value, str)}
-    assert names == {"fetch_prices", "fetch_slot", "store_deferred"}
-    assert names - {name.removeprefix("cron:") for name in arq_worker.functions} == set()
-    assert {job.name for job in jobs} == {f"cron:{name}" for name in crons} <= set(arq_worker.functions)
-    assert (arq_worker.timezone, arq_worker.job_serializer, arq_worker.job_deserializer) == (
-        (UTC, client.serialize, client.deserialize)
+        arq_worker = create_worker(worker, handle_signals=False)
+    names = {value for name, value in vars(job_names).items() if name.isupper() and name[0] != "_" and name != "QUEUE"}
+    released = {"cron:fetch_prices", "cron:fetch_again", "cron:heal_gaps", "cron:drop_old_prices"}
+    assert set(arq_worker.functions) == names | released
+    assert {entry.job for entry in entries(worker)} == names - {FETCH_PRICES, STORE_DEFERRED}
+    assert (arq_worker.queue_name, arq_worker.job_serializer, arq_worker.job_deserializer) == (
+        (client.QUEUE, client.serialize, client.deserialize)
     )
     assert arq_worker.in_progress_timeout_s < 60, "a killed job is run again within its minute"
+    assert {function.keep_result_s for function in arq_worker.functions.values()} == {0}
 
 
-def cron_job(name: str, interval_seconds: int = 60) -> CronJob:
-    return next(job for job in cron_jobs(a_worker(interval_seconds)) if job.coroutine.__qualname__ == name)
+def test_jobs_of_a_minute_do_not_coincide_with_its_slots() -> None:
+    due = {(entry.job, entry.every.total_seconds(), entry.offset.total_seconds()) for entry in entries(a_worker())}
+    assert due == {
+        ("fetch_slot", 60, 0),
+        ("retry_slot", 60, 30),
+        ("heal_gaps", 60, 45),
+        ("drop_old_prices", 60, 15),
+    }
 
 
-def test_a_slot_runs_once_and_is_tried_again() -> None:
-    job = cron_job("fetch_slot")
-    assert isinstance(job, GridCron)
-    assert (job.unique, job.max_tries, job.keep_result_s, job.timeout_s, job.job_id, job.run_at_startup) == (
-        (True, 3, 3600, 20, None, False)
-    )
-    assert (job.interval, (job.next_run or EPOCH) - slot_of(datetime.now(UTC), job.interval)) == (
-        timedelta(seconds=60),
-        timedelta(seconds=60),
-    )
+@given(st.sampled_from((1, 5, 10, 60, 300, 3600)), st.floats(0, 4e9))
+def test_a_job_is_due_on_its_grid_and_at_most_one_interval_ago(interval_seconds: int, seconds: float) -> None:
+    now = datetime.fromtimestamp(seconds, UTC)
+    for entry in entries(a_worker(interval_seconds)):
+        due = entry.due(now)
+        assert (due - entry.offset - EPOCH) % entry.every == timedelta(0)
+        assert due <= now < due + entry.every
 
 
-def test_healing_runs_between_the_slots_of_a_minute() -> None:
-    job = cron_job("heal_gaps")
-    assert isinstance(job, GridCron)
-    assert (job.unique, job.max_tries, job.timeout_s, job.run_at_startup) == (True, HEAL_TRIES, 20, True)
-    assert (job.interval, job.offset) == (timedelta(minutes=1), timedelta(seconds=45))
-
-
-def test_old_prices_are_dropped_once_a_minute_and_not_at_the_start() -> None:
-    """A setting that was wrong can still be taken back by who looks at the first lines of the log."""
-    job = cron_job("drop_old_prices")
-    assert isinstance(job, GridCron)
-    assert (job.unique, job.max_tries, job.timeout_s, job.run_at_startup) == (True, 1, 20, False)
-    assert (job.interval, job.offset) == (timedelta(minutes=1), timedelta(seconds=15))
-
-
-@pytest.mark.parametrize("name", ["fetch_slot", "retry_slot", "heal_gaps", "drop_old_prices"])
-def test_no_time_that_was_slept_through_is_worked_off(name: str) -> None:
-    job = cron_job(name)
-    job.calculate_next(datetime.now(UTC) - timedelta(hours=9))
-    assert job.next_run is not None
-    assert job.next_run > datetime.now(UTC) - timedelta(minutes=1)
-
-
-@given(st.sampled_from((1, 5, 10, 60, 300, 3600)), st.floats(-7200, 7200))
-def test_the_next_time_is_always_a_slot_that_has_not_been_run(interval_seconds: int, seconds: float) -> None:
-    interval, now = timedelta(seconds=interval_seconds), datetime.now(UTC)
-    job = cron_job("fetch_slot", interval_seconds)
-    previous = slot_of(now + timedelta(seconds=seconds), interval)
-    job.calculate_next(previous)
-    assert job.next_run is not None
-    assert (job.next_run - EPOCH) % interval == timedelta(0)
-    assert job.next_run > previous
-    assert job.next_run > now - interval
-    assert job.next_run <= max(previous + interval, datetime.now(UTC))
-
-
-def test_after_a_long_sleep_only_the_running_slot_is_made_up_for() -> None:
-    job = cron_job("fetch_slot", 1)
-    job.next_run = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
-    due = []
-    while job.next_run <= datetime.now(UTC):
-        due.append(job.next_run)
-        job.calculate_next(job.next_run)
-        assert len(due) < 4, "slots of the past are run one by one"
-    assert len(due) <= 3
+@given(st.sets(st.sampled_from(["a", "b", "c"]), min_size=1), st.integers(0, 10**9), st.sampled_from([1, 60]))
+def test_a_slots_job_has_one_id_for_all_workers_that_want_the_same(tickers: set[str], slot: int, interval: int) -> None:
+    names = sorted(tickers)
+    job_id = slot_job_id(FETCH_SLOT, slot, interval, names)
+    assert job_id == slot_job_id(FETCH_SLOT, slot, interval, names[::-1])
+    others = [(slot + interval, interval, names), (slot, interval + 1, names), (slot, interval, [*names, "d"])]
+    assert job_id not in {slot_job_id(FETCH_SLOT, *other) for other in others}

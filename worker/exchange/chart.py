@@ -2,8 +2,8 @@
 minute. A chart that is coarser than the grid answers nothing."""
 
 import time
-from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime, timedelta
 from itertools import pairwise
 from statistics import median_low
 
@@ -12,7 +12,7 @@ import httpx
 from shared.storage.missed_slots import MissingRun
 from worker.exchange.background import Background
 from worker.exchange.chart_matching import match_chart
-from worker.exchange.http import ChartPoint, get_index_chart
+from worker.exchange.http import ChartPoint, get_index_chart, own_clock
 from worker.exchange.runs import slots_between, split
 from worker.exchange.source import Known
 
@@ -37,8 +37,11 @@ class Chart:
 
     name = "chart"
 
-    def __init__(self, http: httpx.AsyncClient, background: Background) -> None:
+    def __init__(
+        self, http: httpx.AsyncClient, background: Background, now: Callable[[], datetime] = own_clock
+    ) -> None:
         self._http = http
+        self._now = now
         self._background = background
         self._spacing: dict[str, timedelta] = {}
         self._kept: dict[tuple[str, str], tuple[float, list[ChartPoint]]] = {}
@@ -48,7 +51,7 @@ class Chart:
 
     async def recall(self, ticker: str, runs: Sequence[MissingRun]) -> AsyncIterator[Known]:
         """Each slot is asked of the shortest range that reaches it. Raises `DeribitError`."""
-        now = datetime.now(UTC)
+        now = self._now()
         finer = timedelta(0)
         for chart_range, reach in RANGES.items():
             parts = [part for run in runs if (part := slots_between(run, now - reach, now - finer))]

@@ -11,9 +11,7 @@ from shared.storage.missed_slots import GapReason
 
 class Retry(Enum):
     NEVER = "never"
-    "A retry cannot succeed."
-    LATER = "later"
-    "Not within seconds, but at half-slot."
+    "Not by this job: a retry within seconds cannot succeed. The retry at half-slot asks once more."
     BACKOFF = "backoff"
     "After a pause of seconds."
 
@@ -56,12 +54,7 @@ _PASSING = {
     13503,  # unavailable
     13888,  # timed_out
 }
-# 10029 is left out on purpose: it is not_owner_of_order, not a rate limit.
-
-_LASTING = {
-    11051,  # system_maintenance
-    11056,  # unauthenticated_public_requests_temporarily_disabled
-}
+# 10029 is left out on purpose: it is not_owner_of_order, not a rate limit. So are the codes of a maintenance: it lasts.
 
 _LARGEST_CODE = 99_999
 
@@ -74,7 +67,7 @@ def rpc_error(error: object) -> DeribitError:
     if not isinstance(code, int) or isinstance(code, bool) or abs(code) > _LARGEST_CODE:
         return DeribitError("BAD_REPLY", "error without a code", retry=Retry.BACKOFF)
     detail = " ".join(part for part in (_text(message), _text(_reason(error.get("data")))) if part)
-    retry = Retry.BACKOFF if code in _PASSING else Retry.LATER if code in _LASTING else Retry.NEVER
+    retry = Retry.BACKOFF if code in _PASSING else Retry.NEVER
     return DeribitError(f"RPC_{code}", detail, retry=retry)
 
 

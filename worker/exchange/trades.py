@@ -9,9 +9,9 @@ import asyncio
 import logging
 import time
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from shared.storage.missed_slots import MissingRun
 from shared.storage.prices import Price, PriceSource
 from worker.exchange.background import Background
 from worker.exchange.errors import DeribitError, Retry
-from worker.exchange.http import get_result, parse_instant, parse_price
+from worker.exchange.http import get_result, own_clock, parse_instant, parse_price
 from worker.exchange.runs import slots_between, split, without
 from worker.exchange.source import Known
 
@@ -67,8 +67,15 @@ class Trades:
 
     name = "trades"
 
-    def __init__(self, http: httpx.AsyncClient, history_url: str, background: Background) -> None:
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        history_url: str,
+        background: Background,
+        now: Callable[[], datetime] = own_clock,
+    ) -> None:
         self._http = http
+        self._now = now
         self._history_url = history_url
         self._background = background
         self._perpetuals: dict[str, Perpetual] | None = None
@@ -106,7 +113,7 @@ class Trades:
         is_dense = False  # whether one slot has more trades than a page
         while left:
             slot, interval = left[0].first, left[0].interval
-            now = datetime.now(UTC)
+            now = self._now()
             end = slot + interval if is_dense else left[-1].end
             trades, has_more, testnet = await self._page(perpetual, slot, end, SLOT_PAGE if is_dense else PAGE, now)
             if not is_dense and has_more:

@@ -5,9 +5,12 @@ moves back with each piece, so after a kill or a restart the filling goes on fro
 """
 
 import asyncio
+import contextlib
 import logging
 import uuid
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from functools import partial
 
 from redis.exceptions import RedisError
 from structlog.contextvars import bound_contextvars
@@ -19,7 +22,7 @@ from shared.storage.missed_slots import MissingRun
 from shared.storage.retention import select_kept_from
 from shared.storage.schedules import Beginning, move_beginning, select_beginnings, update_filling_to
 from worker.context import Worker
-from worker.exchange.background import FILLING, HEALING
+from worker.exchange.background import CONCURRENCY, FILLING, HEALING
 from worker.exchange.errors import DeribitError
 from worker.jobs.recovering import piece_length, recover
 
@@ -40,32 +43,44 @@ async def fill_histories(worker: Worker) -> None:
             seconds = await _fill_in_turn(worker, holder)
             await asyncio.sleep(seconds)
     finally:
-        await unlock(worker.redis, FILLING, holder)
+        with contextlib.suppress(RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(1):  # without Redis, the lock expires
+                await unlock(worker.redis, FILLING, holder)
 
 
 async def _fill_in_turn(worker: Worker, holder: str) -> float:
     """A piece of each ticker, unless another worker fills. Returns the seconds to wait."""
-    try:
+    filling = asyncio.Semaphore(CONCURRENCY)  # two at once, so that a slow reply does not waste the bound
+
+    async def fill(ticker: str) -> float:
+        async with filling:
+            with bound_contextvars(ticker=ticker):
+                if await is_locked(worker.redis, HEALING):
+                    return _BUSY_SECONDS
+                await lock(worker.redis, FILLING, holder)
+                return 0.0 if await fill_piece(worker, ticker) else _IDLE_SECONDS
+
+    async def fill_all() -> float:
         if not await lock(worker.redis, FILLING, holder):
             return _IDLE_SECONDS
         await worker.note_schedule()
-        is_busy = False
-        for ticker in worker.settings.tickers:
-            if await is_locked(worker.redis, HEALING):
-                return _BUSY_SECONDS
-            await lock(worker.redis, FILLING, holder)
-            with bound_contextvars(ticker=ticker):
-                is_busy |= await fill_piece(worker, ticker)
-        return 0.0 if is_busy else _IDLE_SECONDS
+        return min(await asyncio.gather(*(_or_later(partial(fill, ticker)) for ticker in worker.settings.tickers)))
+
+    return await _or_later(fill_all)
+
+
+async def _or_later(filling: Callable[[], Awaitable[float]]) -> float:
+    """Its seconds to wait, or soon again if it cannot be done now."""
+    try:
+        return await filling()
     except StorageUnavailable:
         logger.warning("storage is unavailable, filling the history waits")
     except (RedisError, OSError) as error:
         logger.warning("queue is unavailable, filling the history waits: %s", describe(error))
     except DeribitError as error:
         logger.warning("the exchange refuses, filling the history waits: %s", error)
-    except Exception:
+    except Exception:  # a bug; the other tickers are filled all the same
         logger.exception("fault in filling the history")
-        return _IDLE_SECONDS
     return _BUSY_SECONDS
 
 
@@ -85,7 +100,7 @@ async def fill_piece(worker: Worker, ticker: str) -> bool:
         return False
     first = max(goal, beginning.since - piece_length(beginning.interval))
     # The first slot of a fresh schedule lies ahead; healing gets what has not ended yet.
-    end = min(beginning.since, slot_of(datetime.now(UTC), beginning.interval))
+    end = min(beginning.since, slot_of(worker.clock.now(), beginning.interval))
     unanswered, is_whole = await recover(worker, ticker, [MissingRun(first, end, beginning.interval)])
     if not is_whole:
         raise DeribitError("INCOMPLETE", f"the history of {ticker} from {first.isoformat()} is tried again")
@@ -112,7 +127,7 @@ async def _goal(worker: Worker, ticker: str, beginning: Beginning) -> tuple[date
         if known_from or not beginning.has_first_fill:
             goals.append(max(settings.history_from, min(known_from, default=EPOCH)))
     if not beginning.has_first_fill:
-        goals.append(datetime.now(UTC) - timedelta(hours=settings.heal_lookback_hours))
+        goals.append(worker.clock.now() - timedelta(hours=settings.heal_lookback_hours))
     kept_from = (await select_kept_from(worker.pool, [ticker])).get(ticker, EPOCH)
     goal = max(min(goals), kept_from)
     return slot_of(goal - timedelta(microseconds=1), interval) + interval, bool(known_from)

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import arq
@@ -63,7 +63,7 @@ async def _heal_all(worker: Worker) -> bool:
     """Returns whether every ticker was done in time."""
     deadline = asyncio.get_running_loop().time() + BUDGET_SECONDS
     healing = asyncio.Semaphore(CONCURRENCY)
-    now = datetime.now(UTC)
+    now = worker.clock.now()
     tickers = worker.settings.tickers
     kept_from = await select_kept_from(worker.pool, tickers)
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from shared.storage.missed_slots import MissingRun, insert_unanswered
 from shared.storage.prices import Price, insert_prices
@@ -63,7 +63,7 @@ async def recover(worker: Worker, ticker: str, runs: Sequence[MissingRun]) -> tu
     unanswered = common(left, unanswered)
     await insert_unanswered(worker.pool, ticker, unanswered, "; ".join(filter(None, reasons)))
     worker.metrics.unanswered.labels(ticker).inc(count(unanswered))
-    is_whole = not failed or not split(left, datetime.now(UTC) - _SETTLE)[0]
+    is_whole = not failed or not split(left, worker.clock.now() - _SETTLE)[0]
     return unanswered, is_whole
 
 

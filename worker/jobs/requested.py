@@ -9,10 +9,10 @@ from shared.queue.fetches import FetchFailure, finish_fetch_job, start_fetch_job
 from shared.storage.prices import Price, PriceSource
 from worker.context import Worker, requeue_without_redis, worker_of
 from worker.exchange.errors import DeribitError
-from worker.exchange.retries import BUDGET_SECONDS, attempts
+from worker.exchange.retries import BUDGET_SECONDS, observe_each
 from worker.jobs.storing import store
 
-_MAX_AHEAD = timedelta(hours=1)
+_TOLERATED_SKEW = timedelta(hours=1)
 
 
 async def fetch_prices(ctx: dict[str, Any], tickers: list[str]) -> None:
@@ -27,19 +27,25 @@ async def _fetch(worker: Worker, job_id: str, tickers: Sequence[str]) -> None:
 
     async def observe(ticker: str) -> Price:
         observation = await worker.live.observe(ticker)
-        if observation.skew() < -_MAX_AHEAD:  # it would stay the newest price for that long
+        skew = worker.clock.now() - observation.observed_at
+        if skew < -_TOLERATED_SKEW:  # it would stay the newest price for that long
             raise DeribitError("CLOCK_AHEAD", "the exchange's clock is more than an hour ahead of ours")
+        if skew > _TOLERATED_SKEW:  # 0, or milliseconds, would be a price of 1970
+            raise DeribitError("CLOCK_BEHIND", "the exchange's clock is more than an hour behind ours")
         return observation.as_price(observation.observed_at, PriceSource.REQUESTED)
 
     stored: list[Price] = []
     failures: list[FetchFailure] = []
-    async for prices, errors in attempts(worker, tickers, observe, BUDGET_SECONDS):
-        failures += [FetchFailure(ticker, error.code, error.detail) for ticker, error in errors.items()]
+
+    async def receive(prices: list[Price], errors: dict[str, DeribitError]) -> None:
+        failures.extend(FetchFailure(ticker, error.code, error.detail) for ticker, error in errors.items())
         if await store(worker, prices, []):
-            stored += prices
+            stored.extend(prices)
         else:
             message = "The price was fetched and will be stored when the storage is back."
-            failures += [FetchFailure(price.ticker, StorageUnavailable.code, message) for price in prices]
+            failures.extend(FetchFailure(price.ticker, StorageUnavailable.code, message) for price in prices)
+
+    await observe_each(worker, tickers, observe, BUDGET_SECONDS, receive, worker.requested_share)
     stored.sort(key=lambda price: price.ticker)
     failures.sort(key=lambda failure: failure.ticker)
     await finish_fetch_job(worker.redis, job_id, tickers, stored, failures)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from shared.errors import StorageUnavailable
@@ -26,7 +26,7 @@ async def drop_old_prices(ctx: dict[str, Any]) -> None:
     if days is None:
         return
     try:
-        moved = await move_kept_from(worker.pool, datetime.now(UTC), timedelta(days=days))
+        moved = await move_kept_from(worker.pool, worker.clock.now(), timedelta(days=days))
         for ticker, kept_from in sorted(moved.items()):
             logger.info(
                 "%s: prices before %s are dropped, RETENTION_DAYS is %d; their candles stay",

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 from strawberry.http import process_result
 
-from server.compiled.middleware import CompiledExecution
+from server.compiled.execution import Compiled
+from server.compiled.middleware import CompiledQueries
 from server.http.endpoint import MAX_BODY_BYTES
+from server.metrics import Metrics
 from server.protection.admission import Admission
 from server.reads.context import Context
 from server.schema.persisted_queries import PersistedQueries
@@ -44,15 +46,17 @@ FETCHED_ROWS = 12
 
 @dataclass
 class Api:
-    """The planned path, and whether it passed a request on."""
+    """The compiled path, and whether it passed a request on."""
 
     context: Context
     is_passed_on: bool = False
     http: httpx.AsyncClient = field(init=False)
-    planned: CompiledExecution = field(init=False)
+    compiled: Compiled = field(init=False)
 
     def __post_init__(self) -> None:
-        self.planned = CompiledExecution(self.pass_on, schema, PersistedQueries())
+        metrics = Metrics()
+        self.compiled = Compiled(schema, metrics)
+        compiled_queries = CompiledQueries(self.pass_on, self.compiled, PersistedQueries(), metrics)
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             context = self.context
@@ -62,7 +66,7 @@ class Api:
                 "settings": context.settings,
                 "admission": Admission(context.pool),
             }
-            await self.planned(scope, receive, send)
+            await compiled_queries(scope, receive, send)
 
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api.test")
 
@@ -342,7 +346,7 @@ async def test_a_fault_of_ours_is_passed_on_to_be_masked(api: Api) -> None:
 
 
 async def test_what_is_too_long_for_a_document_is_not_remembered(api: Api) -> None:
-    compiler = api.planned._compiler
+    compiler = api.compiled.compiler
     before = len(compiler.plans)
     for number in range(3):
         assert await api.post("{ latestPrices { price } }" + " " * (20_001 + number)) is None

@@ -15,6 +15,7 @@ from server.http.endpoint import GraphQLView
 from server.metrics import Metrics
 from server.protection.admission import Admission
 from server.reads.context import Context
+from server.schema.persisted_queries import PersistedQueries
 from server.schema.root import Query, Schema, schema
 from server.schema.scalars import SCALARS
 from shared.config.settings import Settings
@@ -111,7 +112,7 @@ async def test_an_internal_fault_has_status_500_only_with_graphql_response_json(
     context: Context, media_type: str, status: int
 ) -> None:
     faulty = Schema(query=Query, extensions=[Faulty], config=StrawberryConfig(scalar_map=SCALARS))
-    view = GraphQLView(faulty, Metrics())
+    view = GraphQLView(faulty, PersistedQueries(), Metrics())
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         state = {"pool": context.pool, "redis": context.redis, "settings": context.settings, "feeds": None}
@@ -342,9 +343,7 @@ async def test_pages_of_cors_origins_may_send_requests_and_read_answers(settings
         allowed = cors(preflight)
         assert (allowed["access-control-allow-origin"], allowed["access-control-max-age"]) == (ORIGIN, "7200")
         assert allowed["access-control-allow-methods"] == "GET, POST"
-        assert {"Accept", "Authorization", "Content-Type", "X-Request-ID"} <= set(
-            allowed["access-control-allow-headers"].split(", ")
-        )
+        assert allowed["access-control-allow-headers"] == PREFLIGHT["access-control-request-headers"]
         assert "access-control-allow-credentials" not in allowed
         assert "Origin" in preflight.headers["vary"]
         readable = {
@@ -365,6 +364,33 @@ async def test_pages_of_cors_origins_may_send_requests_and_read_answers(settings
         ):
             assert "access-control-allow-origin" not in refused.headers
             assert "Origin" in refused.headers["vary"]  # so that no cache gives it to the origin that may
+
+
+@pytest.mark.parametrize("origins", [(ORIGIN,), ("*",)])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "apollo-require-preflight,apollographql-client-name,apollographql-client-version,authorization,content-type",
+        "traceparent, tracestate",
+        "sentry-trace, baggage",
+        "Cache-Control,X-Requested-With",
+        "x-anything-else",
+    ],
+)
+async def test_allowed_origins_may_send_any_header(settings: Settings, origins: tuple[str, ...], asked: str) -> None:
+    """By name, because `*` does not cover Authorization."""
+    async with serve(settings.model_copy(update={"cors_origins": origins})) as open_api:
+        headers = {**PREFLIGHT, "access-control-request-headers": asked}
+        allowed = await open_api.send("OPTIONS", "/graphql", headers={"origin": ORIGIN} | headers)
+        assert (allowed.status_code, cors(allowed)["access-control-allow-headers"]) == (200, asked)
+
+
+async def test_no_cache_keeps_an_answer_that_says_nothing_else(api: Api) -> None:
+    for path in ("/livez", "/readyz", "/metrics", "/nothing", "/assets/nothing.js", "/graphql?query=%7B", "/graphql"):
+        response = await api.send("GET", path, headers={"accept": "application/json"})
+        assert (path, response.headers.get_list("cache-control")) == (path, ["no-store"])
+    refused = await api.send("DELETE", "/graphql")
+    assert (refused.status_code, refused.headers["cache-control"]) == (405, "no-store")
 
 
 async def test_with_a_wildcard_every_origin_may_read_answers(settings: Settings, api: Api) -> None:

@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from server.http.headers import ResponseHeaders
 from server.http.pages import GraphiQLInBrowsers, Pages
 from tests.integration.conftest import Api
 
@@ -51,7 +52,7 @@ async def client(folder: Path) -> AsyncIterator[httpx.AsyncClient]:
             Route("/graphql", GraphiQLInBrowsers(graphql, pages)),
         ]
     )
-    transport = httpx.ASGITransport(app)
+    transport = httpx.ASGITransport(ResponseHeaders(app))
     async with httpx.AsyncClient(transport=transport, base_url="http://pages.test", trust_env=False) as http:
         http.headers.pop("accept-encoding")
         yield http
@@ -74,7 +75,7 @@ async def test_a_page_is_revalidated_and_loads_from_this_server_only(
     assert (page.status_code, page.text) == (200, f"<title>{title}</title>")
     assert page.headers["content-security-policy"] == EVERYTHING_FROM_HERE.format(styles)
     assert page.headers["content-type"] == "text/html; charset=utf-8"
-    assert (page.headers["cache-control"], page.headers["vary"]) == ("no-cache", "Accept")
+    assert (page.headers["cache-control"], page.headers["vary"]) == ("no-cache", "Accept, Accept-Encoding")
     assert page.headers.items() >= GUARDED.items()
 
     known = {"accept": BROWSER, "if-none-match": page.headers["etag"]}

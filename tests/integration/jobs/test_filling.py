@@ -175,10 +175,10 @@ async def test_nothing_is_expected_from_before_the_perpetual(worker: Worker, mon
 @pytest.mark.timeout(120)
 async def test_kills_at_any_moment_lose_and_double_nothing(worker: Worker) -> None:
     now = slot_of(datetime.now(UTC), MINUTE)
-    goal = now - timedelta(days=2)
+    goal = now - timedelta(hours=20)
     set_up(worker, history_from=goal, heal_lookback_hours=1)
     await worker.note_schedule()
-    for _ in range(25):
+    for _ in range(12):
         task = asyncio.create_task(fill_histories(worker))
         await asyncio.sleep(random.random() * 0.4)
         task.cancel()

@@ -29,9 +29,10 @@ async def running_slot(worker: Worker, seconds_left: float = 2) -> datetime:
     return slot
 
 
-def job_of(ctx: dict[str, Any], slot: datetime) -> dict[str, Any]:
-    """The job with the id that arq's cron gives it."""
-    return ctx | {"job_id": f"cron:fetch_slot:{round(slot.timestamp() * 1000)}"}
+def arguments_of(ctx: dict[str, Any], slot: datetime) -> tuple[int, int, list[str]]:
+    """The arguments with which the worker's own schedule enqueues the slot's jobs."""
+    settings = ctx["worker"].settings
+    return round(slot.timestamp()), settings.fetch_interval_seconds, sorted(settings.tickers)
 
 
 def given_prices(simulator: Simulator, slot: datetime) -> list[Price]:
@@ -49,7 +50,7 @@ async def test_a_slot_is_stored_as_the_exchange_gave_it(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any]
 ) -> None:
     slot = await running_slot(worker)
-    await fetch_slot(job_of(ctx, slot))
+    await fetch_slot(ctx, *arguments_of(ctx, slot))
     stored = await select_all_prices(worker.pool)
     given = given_prices(simulator, slot)
     assert stored == given
@@ -65,9 +66,9 @@ async def test_a_slot_that_is_run_twice_keeps_its_first_price(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any]
 ) -> None:
     slot = await running_slot(worker)
-    await fetch_slot(job_of(ctx, slot))
+    await fetch_slot(ctx, *arguments_of(ctx, slot))
     given = given_prices(simulator, slot)
-    await asyncio.gather(*(fetch_slot(job_of(ctx, slot)) for _ in range(4)))
+    await asyncio.gather(*(fetch_slot(ctx, *arguments_of(ctx, slot)) for _ in range(4)))
     assert len(simulator.given) == 10
     assert await select_all_prices(worker.pool) == given
 
@@ -75,7 +76,7 @@ async def test_a_slot_that_is_run_twice_keeps_its_first_price(
 async def test_a_slot_that_is_over_is_not_fetched(worker: Worker, simulator: Simulator, ctx: dict[str, Any]) -> None:
     now = datetime.now(UTC)
     for ago in (MINUTE, 5 * MINUTE):
-        await fetch_slot(job_of(ctx, slot_of(now, MINUTE) - ago))
+        await fetch_slot(ctx, *arguments_of(ctx, slot_of(now, MINUTE) - ago))
     assert await select_all_prices(worker.pool) == []
     assert await select_all_missed_slots(worker.pool) == []
     assert not simulator.requests
@@ -115,7 +116,7 @@ async def test_every_fault_leaves_its_reason_and_does_not_affect_other_tickers(
         simulator.faults.put(ticker, Fault(kind, None, 60))
     slot = await running_slot(worker, seconds_left=1.95)
 
-    await fetch_slot(job_of(ctx, slot))
+    await fetch_slot(ctx, *arguments_of(ctx, slot))
 
     assert datetime.now(UTC) - slot < timedelta(seconds=2.5)
     assert [price.ticker for price in await select_all_prices(worker.pool)] == ["btc_usd", "eth_usd"]
@@ -131,7 +132,7 @@ async def test_a_fault_that_passes_within_the_slot_leaves_no_trace(
 ) -> None:
     slot = await running_slot(worker, seconds_left=5)
     simulator.faults.put("btc_usd", Fault("bad_gateway", 1, 0))
-    await fetch_slot(job_of(ctx, slot))
+    await fetch_slot(ctx, *arguments_of(ctx, slot))
     assert await select_all_prices(worker.pool) == given_prices(simulator, slot)
     assert await select_all_missed_slots(worker.pool) == []
 
@@ -142,7 +143,7 @@ async def test_an_envelope_without_a_clock_gets_the_time_of_ours(
     simulator.faults.put("*", Fault("no_clock", None, 0))
     slot = await running_slot(worker)
     before = datetime.now(UTC)
-    await fetch_slot(job_of(ctx, slot))
+    await fetch_slot(ctx, *arguments_of(ctx, slot))
     stored = await select_all_prices(worker.pool)
     assert [price.price for price in stored] == [price.price for price in given_prices(simulator, slot)]
     assert all(before <= price.observed_at <= datetime.now(UTC) for price in stored)
@@ -155,7 +156,7 @@ async def test_an_observation_within_the_slot_or_just_before_it_is_stored(
     """The exchange's clock is `seconds` after the slot's beginning."""
     slot = await running_slot(worker)
     simulator.offset_seconds = (slot - datetime.now(UTC)).total_seconds() + seconds
-    await fetch_slot(job_of(ctx, slot))
+    await fetch_slot(ctx, *arguments_of(ctx, slot))
     stored = await select_all_prices(worker.pool)
     assert stored == given_prices(simulator, slot)
     assert len(stored) == 2
@@ -170,7 +171,7 @@ async def test_an_observation_outside_the_slot_is_refused(
 ) -> None:
     slot = await running_slot(worker)
     simulator.offset_seconds = (slot - datetime.now(UTC)).total_seconds() + seconds
-    await fetch_slot(job_of(ctx, slot))
+    await fetch_slot(ctx, *arguments_of(ctx, slot))
     assert await select_all_prices(worker.pool) == []
     detail = "CLOCK_OUTSIDE_SLOT: the exchange's clock is outside the slot"
     assert await select_all_missed_slots(worker.pool) == [
@@ -187,7 +188,7 @@ async def test_in_a_short_slot_our_clock_may_run_ahead_by_half_of_it(
     for seconds in (-0.8, -1.2):
         slot = await running_slot(worker, seconds_left=1.8)
         simulator.offset_seconds = (slot - datetime.now(UTC)).total_seconds() + seconds
-        await fetch_slot(job_of(ctx, slot))
+        await fetch_slot(ctx, *arguments_of(ctx, slot))
         slots.append(slot)
         await asyncio.sleep((slot + worker.interval - datetime.now(UTC)).total_seconds())
     assert [(price.ticker, price.timestamp) for price in await select_all_prices(worker.pool)] == [

@@ -6,7 +6,7 @@ import pytest
 
 from shared.queue.worker_registry import report_worker, select_unknown_indices
 from tests.integration.examples import select_all_missed_slots, select_all_prices
-from tests.integration.jobs.test_slots import job_of, running_slot
+from tests.integration.jobs.test_slots import arguments_of, running_slot
 from worker.context import Worker
 from worker.exchange.errors import DeribitError
 from worker.exchange.index_check import check_tickers
@@ -33,8 +33,8 @@ async def test_an_unknown_index_is_logged_once_and_its_slots_keep_their_reason(
 ) -> None:
     await check_tickers(worker)
     slot = await running_slot(worker, seconds_left=4)
-    await fetch_slot(job_of(ctx, slot))
-    await fetch_slot(job_of(ctx, slot))
+    await fetch_slot(ctx, *arguments_of(ctx, slot))
+    await fetch_slot(ctx, *arguments_of(ctx, slot))
     await heal_gaps(ctx)
     assert said(caplog) == [LINE + NEAR]
     assert simulator.requests["get_index_price_names", ""] == 1
@@ -50,7 +50,7 @@ async def test_an_unknown_index_is_found_by_its_error_if_the_start_could_not_ask
     worker: Worker, ctx: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     slot = await running_slot(worker, seconds_left=4)
-    await fetch_slot(job_of(ctx, slot))
+    await fetch_slot(ctx, *arguments_of(ctx, slot))
     assert said(caplog) == [LINE + NEAR]
 
 
@@ -64,13 +64,13 @@ async def test_without_the_list_of_names_only_the_near_ones_are_missing(
     await check_tickers(worker)
     assert said(caplog) == []
     slot = await running_slot(worker, seconds_left=4)
-    await fetch_slot(job_of(ctx, slot))
-    await fetch_slot(job_of(ctx, slot))
+    await fetch_slot(ctx, *arguments_of(ctx, slot))
+    await fetch_slot(ctx, *arguments_of(ctx, slot))
     assert said(caplog) == [LINE]
     assert {price.ticker for price in await select_all_prices(worker.pool)} == {"btc_usd"}
 
 
 async def test_an_index_that_has_a_price_is_known(worker: Worker, ctx: dict[str, Any]) -> None:
     worker.unknown_indices["btc_usd"] = []
-    await fetch_slot(job_of(ctx, await running_slot(worker, seconds_left=4)))
+    await fetch_slot(ctx, *arguments_of(ctx, await running_slot(worker, seconds_left=4)))
     assert list(worker.unknown_indices) == ["bct_usd"]

@@ -78,11 +78,22 @@ LATEST = '{ latestPrice(ticker: "btc_usd") { ticker testnet } }'
 EXPECTED = {"data": {"latestPrice": {"ticker": "btc_usd", "testnet": True}}}
 
 
+FOREIGN = {
+    **dict.fromkeys(("PGSSLMODE", "PGSSLNEGOTIATION", "PGGSSLIB", "PGTARGETSESSIONATTRS", "PGPORT"), "nonsense"),
+    **dict.fromkeys(("PGSSLROOTCERT", "PGSSLCERT", "PGPASSFILE", "SSL_CERT_FILE", "SSL_CERT_DIR"), "/no/such"),
+    **dict.fromkeys(("PGHOST", "PGUSER", "PGDATABASE", "PGPASSWORD", "PGSERVICE", "PGOPTIONS"), "elsewhere"),
+    **dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"), "socks4://127.0.0.1:9"),
+    "NO_PROXY": "fd00::/8,[::1]",
+}
+"Variables of a user's shell that are not about what the demo starts."
+
+
 @needs_linux
 async def test_demo(tmp_path: Path, demos: list[Demo]) -> None:
     port = free_port()
     elsewhere = "postgresql://elsewhere/deribit"
-    demo = Demo(tmp_path, port, DATABASE_URL=elsewhere, DATABASE_READ_URL=elsewhere, DATABASE_POOLER="1")
+    others = {"DATABASE_URL": elsewhere, "DATABASE_READ_URL": elsewhere, "DATABASE_POOLER": "1"}
+    demo = Demo(tmp_path, port, **others, **FOREIGN)
     demos.append(demo)
     await demo.said("Ready after")
     await demo.said("healed")
@@ -139,3 +150,34 @@ async def _until_answering(demo: Demo) -> None:
         except httpx.TransportError:
             pass
         await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ALL_PROXY", "socks4://u:secret@127.0.0.1:9"), ("HTTPS_PROXY", "http://u:secret"), ("SSL_CERT_FILE", "/no/such")],
+)
+def test_a_bad_way_to_the_exchange_stops_the_start(tmp_path: Path, name: str, value: str) -> None:
+    run = Demo(tmp_path, free_port(), mode="run", **{name: value})
+    assert run.process.wait(10) == 2
+    assert run.text().startswith(f"{name}=")
+    assert run.text().count("\n") == 1
+    assert "secret" not in run.text()
+
+
+@pytest.mark.parametrize("module", ["shared.migrate", "server", "worker"])
+def test_a_bad_variable_of_libpq_stops_each_process(module: str) -> None:
+    urls = {"DATABASE_URL": "postgresql://u:secret@127.0.0.1:1/db", "REDIS_URL": "redis://127.0.0.1:1"}
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **urls, "PGSSLMODE": "nonsense"}
+    run = subprocess.run([sys.executable, "-m", module], env=env, cwd="/", capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "(from PGSSLMODE)" in run.stderr
+    assert run.stderr.count("\n") == 2
+    assert "secret" not in run.stderr
+
+
+def test_a_worker_with_a_bad_proxy_stops(tmp_path: Path) -> None:
+    urls = {"DATABASE_URL": "postgresql://127.0.0.1:1/db", "REDIS_URL": "redis://127.0.0.1:1"}
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **urls, "ALL_PROXY": "socks4://u:secret@p"}
+    command = [sys.executable, "-m", "worker"]
+    run = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr.count("\n"), run.stderr[:10]) == (2, 1, "ALL_PROXY=")

@@ -29,7 +29,7 @@ from shared.storage.prices import Price, PriceSource, insert_prices, select_late
 from shared.storage.retention import drop_oldest_prices, move_kept_from
 from tests.embedded import Server, start_postgres
 from tests.integration.examples import MINUTE, NOON, example_price, insert_schedule_rows
-from tests.integration.jobs.test_slots import job_of, running_slot
+from tests.integration.jobs.test_slots import arguments_of, running_slot
 from tests.reads import Gap, select_coverage, select_gaps
 from worker.context import Worker
 from worker.exchange.http import create_http
@@ -211,7 +211,7 @@ async def test_the_collector_goes_on_where_the_dump_ends(
         worker = Worker(target, pool, redis, http, name="tests:1")
         ctx = {"worker": worker, "job_try": 1}
         slot = await running_slot(worker)
-        await fetch_slot(job_of(ctx, slot))
+        await fetch_slot(ctx, *arguments_of(ctx, slot))
         await heal_gaps(ctx)
         latest = await select_latest_prices(pool, TICKERS)
         found = [await select_coverage(pool, ticker, start, slot, slot) for ticker in TICKERS]

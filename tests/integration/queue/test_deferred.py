@@ -9,13 +9,14 @@ import pytest
 from shared.config.settings import Settings
 from shared.errors import StorageUnavailable
 from shared.local.servers import free_port
+from shared.queue.client import QUEUE
 from shared.queue.deferred import defer, store_oldest_deferred
 from shared.queue.fetches import FetchFailure, FetchStatus, enqueue_fetch_prices, select_fetch_job
 from shared.storage.database import Pool, create_pool, fetch
 from shared.storage.missed_slots import GapReason, MissedSlot
 from shared.storage.prices import PriceSource, insert_prices
 from tests.integration.examples import MINUTE, example_price, select_all_missed_slots, select_all_prices
-from tests.integration.jobs.test_slots import given_prices, job_of, running_slot
+from tests.integration.jobs.test_slots import arguments_of, given_prices, running_slot
 from worker.context import Worker
 from worker.jobs.healing import heal_gaps
 from worker.jobs.requested import fetch_prices
@@ -44,7 +45,7 @@ async def test_a_deferred_price_is_stored_under_its_own_slot(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any], cut_off: dict[str, Any]
 ) -> None:
     slot = await running_slot(worker, seconds_left=4)
-    await fetch_slot(job_of(cut_off, slot))
+    await fetch_slot(cut_off, *arguments_of(cut_off, slot))
     assert await worker.redis.zcard("deferred") == 2
     assert await select_all_prices(worker.pool) == []
 
@@ -60,7 +61,7 @@ async def test_a_late_observation_replaces_the_healed_price(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any], cut_off: dict[str, Any]
 ) -> None:
     slot = await running_slot(worker, seconds_left=4)
-    await fetch_slot(job_of(cut_off, slot))
+    await fetch_slot(cut_off, *arguments_of(cut_off, slot))
     healed = example_price(slot, "90000.1234", source=PriceSource.BACKFILLED, observed_at=slot)
     await insert_prices(worker.pool, [healed])
     assert await store_deferred(ctx) is True
@@ -71,7 +72,7 @@ async def test_an_entry_leaves_redis_only_after_it_is_stored(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any], cut_off: dict[str, Any], away: Pool
 ) -> None:
     slot = await running_slot(worker, seconds_left=8)
-    await fetch_slot(job_of(cut_off, slot))
+    await fetch_slot(cut_off, *arguments_of(cut_off, slot))
     assert await store_deferred(cut_off) is False
     with pytest.raises(StorageUnavailable):
         await store_oldest_deferred(worker.redis, away)
@@ -87,7 +88,7 @@ async def test_a_missed_slot_is_deferred_beside_the_prices(
 ) -> None:
     simulator.faults.put("eth_usd", Fault("nan", None, 0))
     slot = await running_slot(worker, seconds_left=4)
-    await fetch_slot(job_of(cut_off, slot))
+    await fetch_slot(cut_off, *arguments_of(cut_off, slot))
     assert await store_deferred(ctx) is True
     assert await select_all_prices(worker.pool) == given_prices(simulator, slot)
     missed = MissedSlot("eth_usd", slot, GapReason.REJECTED_VALUE, "BAD_PRICE: price is not finite")
@@ -99,9 +100,9 @@ async def test_the_enqueued_job_stores_deferred_prices(
 ) -> None:
     slot = await running_slot(worker, seconds_left=8)
     for _ in range(3):
-        await fetch_slot(job_of(cut_off, slot))
-    assert await worker.redis.zrange("arq:queue", 0, -1) == [b"store_deferred"]
-    assert await create_worker(worker, [], burst=True, handle_signals=False).run_check() == 1
+        await fetch_slot(cut_off, *arguments_of(cut_off, slot))
+    assert await worker.redis.zrange(QUEUE, 0, -1) == [b"store_deferred"]
+    assert await create_worker(worker, burst=True, handle_signals=False).run_check() == 1
     stored = await select_all_prices(worker.pool)
     assert [(price.ticker, price.timestamp) for price in stored] == [("btc_usd", slot), ("eth_usd", slot)]
     given = {(one["ticker"], one["price"]) for one in simulator.given}
@@ -114,10 +115,10 @@ async def test_the_first_of_several_late_observations_is_stored(
 ) -> None:
     """As while PostgreSQL is available: a second run of a slot changes nothing."""
     slot = await running_slot(worker, seconds_left=8)
-    await fetch_slot(job_of(cut_off, slot))
+    await fetch_slot(cut_off, *arguments_of(cut_off, slot))
     first = given_prices(simulator, slot)
     simulator.given.clear()
-    await fetch_slot(job_of(cut_off, slot))
+    await fetch_slot(cut_off, *arguments_of(cut_off, slot))
     assert await store_deferred(ctx) is True
     assert await select_all_prices(worker.pool) == first
 
@@ -145,7 +146,7 @@ async def test_a_storage_that_refuses_prices_leaves_that_as_the_reason(
     slot = await running_slot(worker, seconds_left=4)
     await fetch(worker.pool, "alter table prices rename to prices_away")
     try:
-        await fetch_slot(job_of(ctx, slot))
+        await fetch_slot(ctx, *arguments_of(ctx, slot))
     finally:
         await fetch(worker.pool, "alter table prices_away rename to prices")
     assert await select_all_missed_slots(worker.pool) == [
@@ -180,7 +181,7 @@ async def test_a_database_that_fails_at_storing_drops_nothing(
     slot = await running_slot(worker, seconds_left=4)
     await fetch(worker.pool, "alter table candle_hours rename to candle_hours_away")
     try:
-        await fetch_slot(job_of(ctx, slot))
+        await fetch_slot(ctx, *arguments_of(ctx, slot))
         assert await store_deferred(ctx) is False
         assert await select_all_prices(worker.pool) == []
     finally:

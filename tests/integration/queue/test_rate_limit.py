@@ -12,7 +12,7 @@ from server.reads.context import Context
 from server.schema.root import schema
 from shared.config.settings import Settings
 from shared.errors import RateLimited
-from shared.queue.client import open_redis
+from shared.queue.client import QUEUE, open_redis
 from shared.queue.fetches import enqueue_fetch_prices, finish_fetch_job
 from shared.queue.rate_limit import limits_of
 from tests.integration.api_process import run_api
@@ -55,10 +55,14 @@ async def test_each_client_has_a_limit_and_all_share_one(redis: ArqRedis) -> Non
     assert await counts(redis, 2, client="b", **limits) == [None, 20]
     with pytest.raises(RateLimited) as caught:
         await enqueue_fetch_prices(redis, ["x_usd"], limits_of("c", **limits))
-    assert str(caught.value) == ("There are 3 fetches a minute for all clients together, no more; try again in 20 s.")
+    each = "one for each ticker; try again in"
+    assert str(caught.value) == f"There are 3 requests to the exchange a minute for all clients together, {each} 20 s."
     with pytest.raises(RateLimited) as caught:
         await enqueue_fetch_prices(redis, ["x_usd"], limits_of("a", **limits))
-    assert str(caught.value) == "There are 2 fetches a minute for a client, no more; try again in 30 s."
+    assert (
+        str(caught.value)
+        == "There are 2 requests to the exchange a minute for a client, one for each ticker; try again in 30 s."
+    )
     assert caught.value.extensions == {"code": "RATE_LIMITED", "retryAfter": 30}
 
 
@@ -69,6 +73,26 @@ async def test_a_refused_fetch_does_not_count(redis: ArqRedis) -> None:
     await redis.delete("limit:overall")
     assert await counts(redis, 4, client="b", per_client=60, overall=1) == [None, 60, 60, 60]
     assert int(await redis.get("limit:overall") or 0) - int(await redis.get("limit:client:b") or 0) == 59 * MINUTE // 60
+
+
+async def test_a_fetch_counts_once_for_each_of_its_tickers(redis: ArqRedis) -> None:
+    async def ask_for(count: int) -> int | None:
+        names = [f"t{next(_names)}_usd" for _ in range(count)]
+        try:
+            await enqueue_fetch_prices(redis, names, limits_of("a", 0, 10))
+        except RateLimited as error:
+            return error.retry_after
+        return None
+
+    assert [await ask_for(count) for count in (4, 4, 4, 2, 1)] == [None, None, 12, None, 6]
+
+
+async def test_a_fetch_of_more_tickers_than_a_minute_allows_takes_the_whole_minute(redis: ArqRedis) -> None:
+    limits = limits_of("a", 4, 0)
+    await enqueue_fetch_prices(redis, [f"t{number}_usd" for number in range(9)], limits)
+    with pytest.raises(RateLimited) as caught:
+        await enqueue_fetch_prices(redis, ["x_usd"], limits)
+    assert caught.value.retry_after == 15
 
 
 async def test_zero_is_no_limit(redis: ArqRedis) -> None:
@@ -110,15 +134,15 @@ async def ask(context: Context, tickers: Sequence[str] | None = None) -> tuple[s
 
 
 async def test_joining_a_running_fetch_does_not_count(context: Context) -> None:
-    context.settings = context.settings.model_copy(update={"fetch_limit_per_client": 2})
+    context.settings = context.settings.model_copy(update={"fetch_limit_per_client": 3})
     begun = await ask(context, ["btc_usd"])
     assert [await ask(context, ["BTC_USD"]) for _ in range(5)] == [begun] * 5
     other = await ask(context)
     assert (other[0], other == begun) == ("id", False)
-    assert await ask(context, ["eth_usd"]) == ("RATE_LIMITED", 30)
+    assert await ask(context, ["eth_usd"]) == ("RATE_LIMITED", 20)
     assert [await ask(context, names) for names in (["btc_usd"], ["eth_usd", "btc_usd"])] == [begun, other]
     await finish_fetch_job(context.redis, begun[1], ["btc_usd"], [], [])
-    assert await ask(context, ["btc_usd"]) == ("RATE_LIMITED", 30)
+    assert await ask(context, ["btc_usd"]) == ("RATE_LIMITED", 20)
 
 
 async def test_a_fetch_refused_for_another_reason_does_not_count(context: Context) -> None:
@@ -153,11 +177,11 @@ async def test_a_person_who_clicks_never_meets_a_limit(context: Context) -> None
 
 
 async def test_two_processes_share_one_limit_and_one_fetch(settings: Settings, redis: ArqRedis, pool: Any) -> None:
-    limits = {"FETCH_LIMIT_PER_CLIENT": "4", "FETCH_LIMIT_OVERALL": "100", "TICKERS": "a_usd,b_usd,c_usd"}
+    limits = {"FETCH_LIMIT_PER_CLIENT": "6", "FETCH_LIMIT_OVERALL": "100", "TICKERS": "a_usd,b_usd,c_usd"}
     async with run_api(settings, **limits) as one, run_api(settings, **limits) as two:
         same = await asyncio.gather(*(api.execute("mutation { fetchPrices { id } }") for api in [one, two] * 10))
         assert len({answer["data"]["fetchPrices"]["id"] for answer in same}) == 1
-        assert await redis.zcard("arq:queue") == 1
+        assert await redis.zcard(QUEUE) == 1
         sets = ["a", "b", "c", "a,b", "a,c", "b,c"]
         queries = []
         for names in sets:
@@ -170,7 +194,7 @@ async def test_two_processes_share_one_limit_and_one_fetch(settings: Settings, r
         seconds = error["extensions"]["retryAfter"]
         assert (answer["data"], error["extensions"]) == (None, {"code": "RATE_LIMITED", "retryAfter": seconds})
         assert error["message"].endswith(f"try again in {seconds} s.")
-        assert 1 <= seconds <= 15  # a quarter of a minute, less the time since the first fetch
+        assert 1 <= seconds <= 20  # a third of a minute for two tickers, less the time since the first fetch
 
 
 async def test_a_fetch_that_was_enqueued_elsewhere_is_joined(redis: ArqRedis) -> None:

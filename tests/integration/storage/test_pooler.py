@@ -23,6 +23,7 @@ from shared.queue.client import open_redis
 from shared.storage import coverage
 from shared.storage.database import DEADLINE_SECONDS, create_pool, fetch
 from shared.storage.failover import Hosts
+from tests.integration.jobs.test_slots import arguments_of
 from tests.integration.live import FOLLOW, serve_live
 from worker.context import Worker
 from worker.exchange.http import create_http
@@ -126,7 +127,6 @@ async def test_everything_through_a_pooler(pooled: Pooled, exchange: Starlette, 
         await follower.subscribe(FOLLOW, tickers=["btc_usd"])
         worker = Worker(pooled.settings, pool, redis, http, name="tests:1")
         slot = datetime.now(UTC).replace(second=0, microsecond=0)
-        milliseconds = round(slot.timestamp() * 1000)
 
         async def ask(question: str) -> Any:
             async with at_a_time:
@@ -134,7 +134,7 @@ async def test_everything_through_a_pooler(pooled: Pooled, exchange: Starlette, 
             return response.json()
 
         work = asyncio.gather(
-            fetch_slot({"worker": worker, "job_try": 1, "job_id": f"cron:fetch_slot:{milliseconds}"}),
+            fetch_slot({"worker": worker, "job_try": 1}, *arguments_of({"worker": worker}, slot)),
             heal_gaps({"worker": worker, "job_try": 1}),
         )
         answers = await asyncio.gather(*(ask(QUESTIONS[n % len(QUESTIONS)]) for n in range(100)))

@@ -16,6 +16,7 @@ from shared.config.settings import Settings
 from shared.errors import StorageUnavailable
 from shared.grid import slot_of
 from shared.queue.deferred import defer, store_oldest_deferred
+from shared.queue.jobs import DROP_OLD_PRICES, enqueue_once
 from shared.storage.candles import CandleInterval
 from shared.storage.coverage import Coverage, select_missing_runs
 from shared.storage.database import Pool, fetch
@@ -31,7 +32,6 @@ from worker.jobs import retention
 from worker.jobs.healing import heal_gaps
 from worker.jobs.retention import drop_old_prices
 from worker.runner import create_worker
-from worker.schedule import cron_jobs
 
 DAY = timedelta(days=1)
 MIDNIGHT = NOON - DAY / 2
@@ -370,9 +370,8 @@ async def test_the_job_drops_and_says_so(
 async def test_a_worker_runs_the_job_when_its_time_has_come(worker: Worker) -> None:
     stored = await collect(worker, days=3)
     keeping_worker: Worker = keeping(worker, 1)["worker"]
-    [job] = [job for job in cron_jobs(keeping_worker) if job.name == "cron:drop_old_prices"]
-    job.next_run = datetime.now(UTC)
-    await create_worker(keeping_worker, [job], burst=True, handle_signals=False).run_check(max_burst_jobs=1)
+    await enqueue_once(worker.redis, DROP_OLD_PRICES, [], "drop_old_prices:1", 60)
+    await create_worker(keeping_worker, burst=True, handle_signals=False).run_check(max_burst_jobs=1)
     edge = slot_of(stored[-1].timestamp - DAY, DAY)
     assert await select_all_prices(worker.pool) == [price for price in stored if price.timestamp >= edge]
 

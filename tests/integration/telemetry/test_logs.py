@@ -17,11 +17,11 @@ from websockets.typing import Subprotocol
 from shared.config.settings import Settings
 from shared.local.servers import free_port
 from shared.queue.fetches import enqueue_fetch_prices
-from shared.queue.jobs import FETCH_PRICES
+from shared.queue.jobs import FETCH_PRICES, FETCH_SLOT, slot_job_id
 from shared.telemetry.logs import create_formatter
 from tests.integration.api_process import ApiProcess, run_api
 from tests.integration.jobs.test_retry_slot import run_slot
-from tests.integration.jobs.test_slots import running_slot
+from tests.integration.jobs.test_slots import arguments_of, running_slot
 from tests.integration.live import serve_live
 from tests.integration.queue.test_fetches import run_queued
 from worker.context import Worker
@@ -133,7 +133,7 @@ async def test_each_line_of_a_slots_job_names_it_and_its_ticker(
     slot = await running_slot(worker, seconds_left=4)
     await run_slot(worker, slot)
     job = {
-        "job_id": f"cron:fetch_slot:{round(slot.timestamp() * 1000)}",
+        "job_id": slot_job_id(FETCH_SLOT, *arguments_of({"worker": worker}, slot)),
         "function": "fetch_slot",
         "slot": slot.isoformat(),
     }

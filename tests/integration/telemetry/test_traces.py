@@ -34,17 +34,17 @@ from shared.local.checks import until_listening
 from shared.local.servers import free_port
 from shared.queue.client import deserialize, open_redis
 from shared.queue.fetches import FetchStatus, enqueue_fetch_prices, select_fetch_job
+from shared.queue.jobs import FETCH_SLOT, slot_job_id
 from shared.storage.database import Pool
 from shared.storage.prices import select_observed_tickers
 from shared.telemetry.logs import create_formatter
 from shared.telemetry.traces import is_recording, open_traces, recording, span
 from tests.integration.api_process import ROOT, ApiProcess, run_api
 from tests.integration.jobs.test_retry_slot import run_slot
-from tests.integration.jobs.test_slots import job_of, running_slot
+from tests.integration.jobs.test_slots import arguments_of, running_slot
 from tests.integration.queue.test_fetches import BOTH, run_queued
 from worker.context import Worker
 from worker.runner import create_worker
-from worker.schedule import cron_jobs
 from worker.simulator.app import Simulator
 from worker.simulator.faults import Fault
 
@@ -155,7 +155,7 @@ async def test_a_slots_job_is_a_trace_of_its_own(worker: Worker) -> None:
     slot = await running_slot(worker)
     with recorded() as exporter:
         await run_slot(worker, slot)
-    job = {"job_id": f"cron:fetch_slot:{round(slot.timestamp() * 1000)}", "function": "fetch_slot"}
+    job = {"job_id": slot_job_id(FETCH_SLOT, *arguments_of({"worker": worker}, slot)), "function": "fetch_slot"}
     at_slot = {**job, "slot": slot.isoformat()}
     parts = [
         *(("get_index_price", "CLIENT", {**at_slot, "ticker": ticker, **EXCHANGE}, False) for ticker in BOTH),
@@ -172,10 +172,10 @@ async def test_tracing_loses_no_price_while_redis_is_unavailable(worker: Worker,
     slot = await running_slot(worker)
     async with open_redis(nowhere, retries=0) as away:
         cut_off = replace(worker, redis=away)
-        jobs = create_worker(cut_off, cron_jobs(cut_off), handle_signals=False).functions
-        ctx = {"worker": cut_off, "job_try": 1}
+        jobs = create_worker(cut_off, handle_signals=False).functions
+        ctx = {"worker": cut_off, "job_id": "slot", "job_try": 1}
         with recorded():
-            await jobs["cron:fetch_slot"].coroutine(job_of(ctx, slot))
+            await jobs["fetch_slot"].coroutine(ctx, *arguments_of(ctx, slot))
             with pytest.raises(arq.Retry):
                 await jobs["fetch_prices"].coroutine(ctx | {"job_id": "0" * 32}, ["btc_usd"])
     assert await select_observed_tickers(worker.pool, BOTH, slot) == set(BOTH)

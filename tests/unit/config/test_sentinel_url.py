@@ -1,5 +1,6 @@
 """REDIS_URL with sentinels: what it names, what is refused, what is not shown."""
 
+import certifi
 import pytest
 
 from shared.config.sentinel_url import SentinelURL, is_sentinel_url, parse_sentinel_url
@@ -36,18 +37,18 @@ ACCEPTED = (
             ),
         ),
         (
-            "REDISS+sentinel://s1/m/0?ssl_ca_certs=%2Fetc%2Fca.pem&ssl_check_hostname=true&ssl_cert_reqs=optional",
+            f"REDISS+sentinel://s1/m/0?ssl_ca_certs={certifi.where()}&ssl_check_hostname=true&ssl_cert_reqs=optional",
             SentinelURL(
                 (("s1", 26379),),
                 "m",
                 True,
                 {
                     "db": 0,
-                    "ssl_ca_certs": "/etc/ca.pem",
+                    "ssl_ca_certs": certifi.where(),
                     "ssl_check_hostname": True,
                     "ssl_cert_reqs": "optional",
                 },
-                {"ssl_ca_certs": "/etc/ca.pem", "ssl_check_hostname": True, "ssl_cert_reqs": "optional"},
+                {"ssl_ca_certs": certifi.where(), "ssl_check_hostname": True, "ssl_cert_reqs": "optional"},
             ),
         ),
     ],
@@ -63,37 +64,52 @@ def test_urls_of_one_server(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("url", "reason"),
     [
-        "redis+sentinel",
-        "redis+sentinel://",
-        "redis+sentinel:///m",
-        "redis+sentinel://s1",
-        "redis+sentinel://s1/",
-        "redis+sentinel://s1/0x/y",
-        "redis+sentinel://s1/m/0/1",
-        "redis+sentinel://s1/m/-1",
-        "redis+sentinel://s1/m%20m",
-        "redis+sentinel://s1/m#x",
-        "redis+sentinel://s1,/m",
-        "redis+sentinel://s1:port/m",
-        "redis+sentinel://s1:0/m",
-        "redis+sentinel://s1:99999/m",
-        "redis+sentinel://s 1/m",
-        "redis+sentinel://[::1/m",
-        "redis+sentinel://::1/m",
-        "redis+sentinel://s1/m?sentinal_password=x",
-        "redis+sentinel://s1/m?socket_timeout=5",
-        "redis+sentinel://s1/m?ssl_ca_certs=/ca.pem",
-        "rediss+sentinel://s1/m?ssl_ca_certs=",
-        "rediss+sentinel://s1/m?ssl_cert_reqs=maybe",
+        ("redis+sentinel", ""),
+        ("redis+sentinel://", ""),
+        ("redis+sentinel:///m", ""),
+        ("redis+sentinel://s1", ""),
+        ("redis+sentinel://s1/", ""),
+        ("redis+sentinel://s1/0x/y", ""),
+        ("redis+sentinel://s1/m/0/1", ""),
+        ("redis+sentinel://s1/m/-1", ""),
+        ("redis+sentinel://s1/m%20m", ""),
+        ("redis+sentinel://s1/m#x", ""),
+        ("redis+sentinel://s1,/m", ""),
+        ("redis+sentinel://s1:0/m", ""),
+        ("redis+sentinel://s1:99999/m", ""),
+        ("redis+sentinel://s 1/m", ""),
+        ("redis+sentinel://s1/m?socket_timeout=5", ": socket_timeout is not supported"),
+        ("redis+sentinel://s1/m?ssl_ca_certs=/ca.pem", ": ssl_ca_certs: only with rediss+sentinel://"),
+        ("rediss+sentinel://s1/m?ssl_ca_certs=", ": ssl_ca_certs is empty"),
+        (
+            "rediss+sentinel://s1/m?ssl_ca_certs=/no/such",
+            ": [Errno 2] No such file or directory (from ssl_ca_certs)",
+        ),
+        (
+            "rediss+sentinel://s1/m?ssl_cert_reqs=maybe",
+            ": Invalid SSL Certificate Requirements Flag: maybe (from ssl_cert_reqs)",
+        ),
     ],
 )
-def test_urls_that_are_refused(load: Loader, url: str) -> None:
+def test_urls_that_are_refused(load: Loader, url: str, reason: str) -> None:
     assert load.message(REDIS_URL=url) == (
-        f"The settings cannot be used:\n  REDIS_URL={url.replace('sentinal_password=x', 'sentinal_password=***')} "
-        f"is refused; accepted: {ACCEPTED}"
+        f"The settings cannot be used:\n  REDIS_URL={url} is refused{reason}; accepted: {ACCEPTED}"
     )
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis+sentinel://s1:port/m", "redis+sentinel://s1:***/m"),
+        ("redis+sentinel://[::1/m", "redis+sentinel://[:***/m"),
+        ("redis+sentinel://::1/m", "redis+sentinel://:***/m"),
+        ("redis+sentinel://s1/m?sentinal_password=x", "redis+sentinel://s1/m?sentinal_password=***"),
+    ],
+)
+def test_what_may_be_a_password_is_not_shown(load: Loader, url: str, shown: str) -> None:
+    assert f"  REDIS_URL={shown} is refused" in load.message(REDIS_URL=url)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Bad settings: refused at the start, in one message that names each and gives no secret away."""
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -94,7 +95,7 @@ def test_values_that_are_refused(load: Loader, name: str, text: str) -> None:
     first, line, *rest = load.message(**{name: text}).splitlines()
     assert (first, rest) == ("The settings cannot be used:", [])
     assert line.startswith(f"  {name}=")
-    assert " is refused; accepted: " in line
+    assert re.search(r" is refused(: .+)?; accepted: ", line)
     assert not line.endswith("accepted: ")
 
 

@@ -2,13 +2,17 @@
 
 import gzip
 import json
+import tracemalloc
+import zlib
+from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import pytest
 
 from shared.storage.missed_slots import GapReason
-from tests.unit.replies import CLOCKS, Fault, answering, ask, refusal, reply
-from worker.exchange.errors import Retry
+from tests.unit.replies import CLOCKS, Fault, answering, ask, ask_chart, refusal, reply
+from worker.exchange.errors import DeribitError, Retry
 
 HTML = "<html><head><title>502 Bad Gateway</title></head><body>cloudflare</body></html>"
 NO_ENVELOPE = "reply is not a JSON-RPC envelope"
@@ -73,12 +77,12 @@ async def test_lasting_errors_are_not_retried(code: int, message: str, status: i
 
 async def test_an_outage_of_minutes_is_retried_at_half_slot() -> None:
     message = "unauthenticated_public_requests_temporarily_disabled"
-    assert await refusal(error_reply(11056, message), 503) == exchange_error("RPC_11056", message, Retry.LATER)
+    assert await refusal(error_reply(11056, message), 503) == exchange_error("RPC_11056", message, Retry.NEVER)
 
 
 async def test_maintenance_comes_without_jsonrpc_and_clock() -> None:
     body = '{"error":{"code":11051,"message":"system_maintenance"}}'
-    assert await refusal(body, 503) == exchange_error("RPC_11051", "system_maintenance", Retry.LATER)
+    assert await refusal(body, 503) == exchange_error("RPC_11051", "system_maintenance", Retry.NEVER)
 
 
 @pytest.mark.parametrize(
@@ -183,14 +187,59 @@ async def test_a_garbled_reply_is_retried(body: str | bytes) -> None:
     assert await refusal(body) == exchange_error("BAD_REPLY", NO_ENVELOPE, Retry.BACKOFF)
 
 
-async def test_a_reply_beyond_8_mib_is_refused() -> None:
-    body = reply(members=f'{CLOCKS},"padding":"{"x" * 8 * 1024 * 1024}"')
-    assert await refusal(body) == exchange_error("BAD_REPLY", NO_ENVELOPE, Retry.BACKOFF)
+class Body(httpx.AsyncByteStream):
+    """A chunk, repeated until its reader stops."""
+
+    def __init__(self, chunk: bytes, times: int = 10**6) -> None:
+        self.chunk, self.times = chunk, times
+        self.sent = 0
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for _ in range(self.times):
+            self.sent += len(self.chunk)
+            yield self.chunk
 
 
-async def test_a_reply_that_cannot_be_decompressed_is_retried() -> None:
-    garbled = answering(b"no gzip", headers={"Content-Encoding": "gzip"})
-    assert await refusal(garbled) == exchange_error("UNREACHABLE", "DecodingError", Retry.BACKOFF)
+@pytest.mark.parametrize(("is_chart", "most"), [(False, 64 * 1024), (True, 8 * 1024 * 1024)])
+async def test_a_reply_that_is_too_long_is_not_read_to_its_end(is_chart: bool, most: int) -> None:
+    body = Body(b"x" * 10_000)
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=body)
+
+    if is_chart:
+        with pytest.raises(DeribitError, match=f"BAD_REPLY: {NO_ENVELOPE}"):
+            await ask_chart(answer)
+    else:
+        assert await refusal(answer) == exchange_error("BAD_REPLY", NO_ENVELOPE, Retry.BACKOFF)
+    assert most < body.sent <= most + 10_000
+
+
+BOMB = gzip.compress(b" " * 50_000_000)
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding"),
+    [
+        (BOMB, "gzip"),
+        (gzip.compress(BOMB), "gzip, gzip"),
+        (zlib.compress(reply().encode()), "deflate"),
+        (b"no gzip", "gzip"),
+        (gzip.compress(reply().encode())[:-20], "gzip"),
+    ],
+)
+async def test_an_encoding_that_is_a_bomb_or_was_not_asked_for_is_refused(body: bytes, encoding: str) -> None:
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"Content-Encoding": encoding}, stream=Body(body, 1))
+
+    tracemalloc.start()
+    try:
+        refused = await refusal(answer)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert refused == exchange_error("BAD_REPLY", NO_ENVELOPE, Retry.BACKOFF)
+    assert peak < 5_000_000
 
 
 async def test_a_compressed_reply_is_decompressed() -> None:

@@ -129,7 +129,7 @@ async def test_the_estimated_delivery_price_is_never_used() -> None:
     ],
 )
 async def test_an_invalid_price_is_a_rejected_value_and_retried_at_half_slot(text: str, detail: str) -> None:
-    assert await refusal(price_reply(text)) == ("BAD_PRICE", detail, Retry.LATER, GapReason.REJECTED_VALUE)
+    assert await refusal(price_reply(text)) == ("BAD_PRICE", detail, Retry.NEVER, GapReason.REJECTED_VALUE)
 
 
 @pytest.mark.parametrize("result", ["null", "[]", "82477.96", '"82477.96"', "{}", "true"])
@@ -171,7 +171,7 @@ async def test_a_clock_of_another_type_is_refused(name: str, clock: str) -> None
 @pytest.mark.parametrize("clock", [10**18, -(10**18), 10**4000])
 async def test_a_clock_beyond_all_years_is_a_rejected_value(clock: int) -> None:
     assert await refusal(reply(members=f'"usOut":{clock}')) == (
-        ("BAD_REPLY", "clock out of range", Retry.LATER, GapReason.REJECTED_VALUE)
+        ("BAD_REPLY", "clock out of range", Retry.NEVER, GapReason.REJECTED_VALUE)
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -11,30 +12,33 @@ from typing import Any
 
 import httpx
 import pytest
-from arq.utils import to_unix_ms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.grid import EPOCH
 from shared.storage.missed_slots import GapReason
 from tests.unit.fast_loop import run_fast
 from tests.unit.replies import in_turn, price_reply, settings_for
-from worker.context import Worker
+from worker.context import REQUESTED_SHARE, Worker
 from worker.exchange.errors import DeribitError, Retry
 from worker.exchange.http import CONCURRENCY, Observation, create_http, get_index_price
-from worker.exchange.retries import BUDGET_SECONDS, attempts, with_retries
-from worker.jobs.slots import _check_clock, _slot, fetch_slot
+from worker.exchange.retries import BUDGET_SECONDS, observe_each, with_retries
+from worker.jobs.slots import _check_clock, fetch_slot
 
 UNUSED: Any = None
 
 
-async def attempt_all(*arguments: Any) -> tuple[list[Any], dict[str, DeribitError]]:
+async def attempt_all(
+    worker: Worker, tickers: list[str], observe: Callable[[str], Awaitable[Any]], budget_seconds: float
+) -> tuple[list[Any], dict[str, DeribitError]]:
     """All results, in the order of their arrival."""
     prices: list[Any] = []
     errors: dict[str, DeribitError] = {}
-    async for some, others in attempts(*arguments):
-        prices += sorted(some, key=str)
-        errors |= others
+
+    async def receive(some: list[Any], others: dict[str, DeribitError]) -> None:
+        prices.extend(sorted(some, key=str))
+        errors.update(others)
+
+    await observe_each(worker, tickers, observe, budget_seconds, receive)
     return prices, errors
 
 
@@ -176,6 +180,76 @@ def test_there_are_never_more_requests_at_once_than_the_exchange_allows() -> Non
     assert (sorted(prices), errors, most) == (sorted(tickers), {}, CONCURRENCY)
 
 
+def test_a_ticker_that_had_no_turn_did_not_get_an_error_of_the_exchange() -> None:
+    async def hang(ticker: str) -> str:
+        await asyncio.sleep(3600)
+        return ticker
+
+    tickers = [f"sim{number}_usd" for number in range(CONCURRENCY + 3)]
+    prices, errors = run_fast(attempt_all(a_worker(), tickers, hang, BUDGET_SECONDS))
+    assert prices == []
+    assert Counter((error.code, error.reason) for error in errors.values()) == {
+        ("TIMEOUT", GapReason.EXCHANGE_ERROR): CONCURRENCY,
+        ("NOT_ASKED", GapReason.NOT_COLLECTED): 3,
+    }
+
+
+def test_each_ticker_of_a_long_list_is_among_the_first_now_and_then() -> None:
+    tickers = [f"sim{number}_usd" for number in range(3 * CONCURRENCY)]
+    asked: set[str] = set()
+
+    async def observe(ticker: str) -> str:
+        asked.add(ticker)
+        await asyncio.sleep(3600)
+        return ticker
+
+    random.seed(1)
+    for _ in range(20):
+        run_fast(attempt_all(a_worker(), tickers, observe, 1.0))
+    assert asked == set(tickers)
+
+
+def test_a_share_bounds_the_requests_that_have_it() -> None:
+    running = most = 0
+
+    async def observe(ticker: str) -> str:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.15)
+        running -= 1
+        return ticker
+
+    async def run() -> None:
+        worker = a_worker()
+
+        async def receive(*_: Any) -> None:
+            pass
+
+        tickers = [f"sim{number}_usd" for number in range(20)]
+        await observe_each(worker, tickers, observe, BUDGET_SECONDS, receive, worker.requested_share)
+
+    run_fast(run())
+    assert most == REQUESTED_SHARE
+
+
+def test_results_after_a_failure_to_store_are_received_too() -> None:
+    received: list[str] = []
+
+    async def observe(ticker: str) -> str:
+        await asyncio.sleep(float(ticker))
+        return ticker
+
+    async def receive(results: list[str], _: Any) -> None:
+        received.extend(results)
+        if results == ["1"]:
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        run_fast(observe_each(a_worker(), ["1", "2", "3"], observe, BUDGET_SECONDS, receive))
+    assert received == ["1", "2", "3"]
+
+
 def test_a_pause_does_not_occupy_a_connection() -> None:
     async def observe(ticker: str) -> str:
         if ticker.startswith("bad"):
@@ -212,18 +286,10 @@ def test_several_passing_errors_are_followed_by_a_price() -> None:
 
 async def test_a_slot_that_is_over_sends_no_request(caplog: pytest.LogCaptureFixture) -> None:
     asked: list[httpx.Request] = []
-    over = datetime.now(UTC) - timedelta(seconds=60)
+    over = datetime.now(UTC) - timedelta(seconds=61)
     async with create_http(settings_for(), httpx.MockTransport(in_turn([], asked))) as http:
-        await fetch_slot({"worker": a_worker(http), "job_id": f"cron:cron:fetch_slot:{to_unix_ms(over)}"})
+        await fetch_slot({"worker": a_worker(http), "job_try": 1}, round(over.timestamp()), 60, ["btc_usd"])
     assert (asked, [record.levelname for record in caplog.records]) == ([], ["WARNING"])
-
-
-@given(st.integers(0, 4 * 10**7), st.sampled_from([1, 5, 60, 3600]))
-def test_a_jobs_id_carries_its_slot(number: int, interval_seconds: int) -> None:
-    interval = timedelta(seconds=interval_seconds)
-    slot = EPOCH + interval * number
-    assert _slot(f"cron:fetch_slot:{to_unix_ms(slot)}", interval) == slot
-    assert _slot(f"cron:retry_slot:{to_unix_ms(slot + interval / 2)}", interval) == slot
 
 
 SLOT = datetime(2026, 10, 8, 4, 41, tzinfo=UTC)
@@ -239,25 +305,26 @@ def test_a_scheduled_price_is_observed_in_its_slot(interval_seconds: int, tolera
 
     def verdict(observed_at: datetime) -> tuple[str, Retry, GapReason] | None:
         try:
-            _check_clock(Observation("btc_usd", Decimal(1), observed_at, testnet=False), SLOT, interval)
+            _check_clock(Observation("btc_usd", Decimal(1), observed_at, testnet=False), SLOT, interval, SLOT)
         except DeribitError as error:
             return error.code, error.retry, error.reason
         return None
 
     inside = [SLOT - tolerance, SLOT - MICROSECOND, SLOT, SLOT + interval / 2, SLOT + interval - MICROSECOND]
     outside = [SLOT - interval, SLOT - tolerance - MICROSECOND, SLOT + interval, SLOT + 2 * interval]
-    refused = ("CLOCK_OUTSIDE_SLOT", Retry.LATER, GapReason.REJECTED_VALUE)
+    refused = ("CLOCK_OUTSIDE_SLOT", Retry.NEVER, GapReason.REJECTED_VALUE)
     assert [verdict(at) for at in inside] == [None] * len(inside)
     assert [verdict(at) for at in outside] == [refused] * len(outside)
 
 
 @pytest.mark.parametrize(("skew", "lines"), [(0.0, 0), (0.9, 0), (1.1, 1), (-1.1, 1), (-0.9, 0)])
 def test_a_skew_over_a_second_is_logged(skew: float, lines: int, caplog: pytest.LogCaptureFixture) -> None:
-    observed_at = datetime.now(UTC) - timedelta(seconds=skew)
+    observed_at = SLOT
     with caplog.at_level(logging.WARNING):
         _check_clock(
             Observation("btc_usd", Decimal(1), observed_at, testnet=False),
             observed_at - timedelta(minutes=1),
             timedelta(minutes=2),
+            observed_at + timedelta(seconds=skew),
         )
     assert len(caplog.records) == lines

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 
+from server.compiled.execution import Compiled
 from server.feeds.price_feed import PriceFeed
 from server.metrics import Metrics
 from server.protection.admission import Admission
@@ -65,7 +66,7 @@ async def answers(streams: Streams, settings: Settings, query: str, variables: d
 
 
 async def test_the_events_of_a_long_request_are_not_cached(settings: Settings) -> None:
-    streams = Streams(schema, Metrics())
+    streams = Streams(schema, Compiled(schema, metrics := Metrics()), metrics)
     ordinary = await answers(streams, settings, QUERY, None)
     assert ordinary == ['{"data":{"priceUpdates":{"ticker":"btc_usd"}}}'] * 3
     assert len(streams._written) == 3

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from server.compiled.execution import Compiled
 from server.metrics import Metrics
 from server.protection import admission as module
 from server.protection.admission import (
@@ -138,7 +139,11 @@ def test_refusals_are_logged_every_ten_seconds(process: Process, caplog: pytest.
 async def test_a_query_over_a_socket_is_refused_and_a_subscription_is_not(process: Process) -> None:
     async def ask(query: str) -> str:
         context = Context(UNUSED, UNUSED, settings_for(), feeds=cast(Any, feeds))
-        return await anext(Streams(schema, Metrics()).answers(context, GraphQLRequest(query), process.admission))
+        return await anext(
+            Streams(schema, Compiled(schema, metrics := Metrics()), metrics).answers(
+                context, GraphQLRequest(query), process.admission
+            )
+        )
 
     async def updates(*given: Any) -> Any:
         if given:

@@ -117,7 +117,7 @@ async def test_a_job_is_counted_by_what_became_of_it(outcome: str, error: BaseEx
 
 
 async def test_the_number_of_exchange_codes_is_bounded() -> None:
-    metrics = worker.Metrics((), UNUSED)
+    metrics = worker.Metrics((), UNUSED, UNUSED)
     for number in range(100):
         with pytest.raises(DeribitError):
             async with metrics.calling("get_index_price"):
