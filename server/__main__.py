@@ -24,7 +24,7 @@ CUT_SHORT = 1
 
 
 async def require_own_redis(settings: Settings) -> None:
-    """Raises `ForeignRedis`. Without PostgreSQL or Redis the API starts all the same, and `/readyz` says it later."""
+    """Raises `ForeignRedis`. Without PostgreSQL or Redis the API starts unchecked."""
     async with create_pool(settings, name="server", size=1) as pool, open_redis(settings, retries=0) as redis:
         with contextlib.suppress(StorageUnavailable, QueueUnavailable):
             await within_deadline(check_claim(redis, await select_deployment(pool)))

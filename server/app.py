@@ -17,6 +17,7 @@ from server.compiled.execution import Compiled
 from server.compiled.middleware import CompiledQueries
 from server.feeds.background import Feeds, open_feeds
 from server.http.endpoint import GraphQLView
+from server.http.export import Exports
 from server.http.headers import ResponseHeaders
 from server.http.health import livez, readyz
 from server.http.pages import GraphiQLInBrowsers, Pages
@@ -67,6 +68,7 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
     compiled = Compiled(schema, counted)
     persisted = PersistedQueries()
     streams = Streams(schema, compiled, counted)
+    exports = Exports(counted)
     closing = asyncio.Event()
 
     @asynccontextmanager
@@ -99,7 +101,7 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
         allow_origins=settings.cors_origins,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],  # a preflight gets the names that it asks for, because * does not cover Authorization
-        expose_headers=["ETag", "Retry-After", "X-Request-ID"],
+        expose_headers=["Content-Disposition", "ETag", "Retry-After", "X-Request-ID"],
         max_age=PREFLIGHT_SECONDS,
     )
 
@@ -118,6 +120,8 @@ def create_app(settings: Settings, limits: Limits = Limits()) -> Starlette:  # n
             Route("/readyz", readyz),
             Route("/metrics", metrics),
             Route("/schema.graphql", sdl),
+            Route("/export/prices.csv", exports, methods=["GET"]),
+            Route("/export/candles.csv", exports, methods=["GET"]),
             Route("/", pages.dashboard),
             Route("/assets/{name}", pages.asset),
         ],

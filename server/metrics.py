@@ -20,6 +20,7 @@ from shared.errors import QueryTooComplex, ServiceError
 from shared.telemetry.metrics import Labels, Timing, build_info, counter, create_registry, gauge, histogram
 
 OK: Final = "ok"
+EXPORT: Final = "export"
 REFUSED: Final = "refused"
 "An operation that could not be run."
 
@@ -86,8 +87,8 @@ class Metrics:
         yield counter(
             "requests",
             "GraphQL operations answered over any transport, by root field (or several; introspection; refused: it "
-            "could not be run) and by the first error's extensions.code, or ok. A subscription counts when it ends; "
-            "TOO_SLOW: the client did not keep up.",
+            "could not be run), and exports, by the first error's extensions.code, or ok. A subscription counts when "
+            "it ends; TOO_SLOW: the client did not keep up.",
             ["operation", "code"],
             self._counts(),
         )
@@ -122,7 +123,7 @@ class Metrics:
 
 def all_labels(schema: GraphQLSchema) -> tuple[str, ...]:
     roots = filter(None, (schema.query_type, schema.mutation_type, schema.subscription_type))
-    return (*sorted(name for root in roots for name in root.fields), SEVERAL, INTROSPECTION, REFUSED)
+    return (*sorted(name for root in roots for name in root.fields), SEVERAL, INTROSPECTION, EXPORT, REFUSED)
 
 
 def label_of(names: Iterable[str]) -> str:

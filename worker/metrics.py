@@ -33,8 +33,7 @@ logger = logging.getLogger(__name__)
 OK = "ok"
 OUTCOMES = (OK, "failed", "retried", "cancelled")
 STATUSES = ("succeeded", "partial", "failed")
-REASONS = [reason.value for reason in GapReason if reason is not GapReason.NOT_COLLECTED]
-"No worker records a slot that was not collected at all; healing finds it."
+REASONS = [reason.value for reason in GapReason]
 
 METHODS = (
     "get_index_price",

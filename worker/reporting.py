@@ -13,6 +13,8 @@ from worker.clock import TOLERATED_SECONDS
 from worker.context import Worker
 
 REPORT_SECONDS = 5
+RETRY_SECONDS = 0.5
+"After Redis was unavailable: the schedule begins only when Redis has told the time."
 
 
 async def claim_at_start(worker: Worker) -> None:
@@ -25,12 +27,14 @@ async def report(worker: Worker) -> None:
     """Until cancelled. Raises `ForeignRedis`."""
     deployment: str | None = None
     while True:
+        pause = RETRY_SECONDS
         with contextlib.suppress(RedisError, OSError, StorageUnavailable):
             await worker.clock.synchronize(worker.redis)
             offset = worker.clock.own_offset_seconds()
             await report_worker(
                 worker.redis, worker.name, worker.unknown_indices, offset if abs(offset) > TOLERATED_SECONDS else None
             )
+            pause = REPORT_SECONDS
             deployment = deployment or await select_deployment(worker.pool)
             await claim_redis(worker.redis, deployment)
-        await asyncio.sleep(REPORT_SECONDS)
+        await asyncio.sleep(pause)

@@ -183,7 +183,7 @@ def _compile_root(
                 calls.append(_call(same, kind.fields[name], column.read, fragments))
                 children = select(inner, column.read.row_type, same, may_nest=False)
             elif column.row_type is not None:
-                children = select(inner, column.row_type, same, may_nest=False)
+                children = select(inner, column.row_type, same, may_nest=may_nest)
             selected.append(Selected(key, kind.name, column, children))
         return tuple(selected)
 

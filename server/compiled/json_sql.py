@@ -69,11 +69,11 @@ def _write_member(
     value = f"'\"{member.key}\":' || " + (row.as_list() if member.read.is_list else row.as_object())
     if statement.refuse is not None:
         value = f"case when bool_or(is_refused) then null else {value} end"
-    expiries = ["min(expires_at)"] if statement.expires else []
-    if _changes_every_second(member.children):
-        expiries = ["'-infinity'::timestamptz"]
-    columns = "".join(f", {expiry} as expires_at" for expiry in expiries)
-    return f"(select {value} as json{columns} from ({base}) as row)", bool(expiries)
+    changes = _conditions_of_change(member.children)
+    expiries = ["expires_at"] * statement.expires
+    expiries += [f"case when {condition} then '-infinity'::timestamptz end" for condition in sorted(changes)]
+    column = f", min(least({', '.join(expiries)})) as expires_at" if expiries else ""
+    return f"(select {value} as json{column} from ({base}) as row)", bool(expiries)
 
 
 class _Row:
@@ -98,9 +98,8 @@ class _Row:
         elif column.read is not None:
             base, _ = next(bases)
             rows = _Row().object(child.children, "", bases).as_list()
-            self._sql(
-                f"case when {column.read.skip_if or 'false'} then '[]' else (select {rows} from ({base}) as row) end"
-            )
+            is_skipped = f"{prefix}{column.read.skip_if}" if column.read.skip_if else "false"
+            self._sql(f"case when {is_skipped} then '[]' else (select {rows} from ({base}) as row) end")
         elif column.row_type is not None:
             inner = f"{prefix}{column.name}_"
             written = _Row().object(child.children, inner, bases).as_text()
@@ -141,11 +140,11 @@ class _Row:
         return f"coalesce('[{first}' || string_agg({row}, '{last},{first}') || '{last}]', '[]')"
 
 
-def _changes_every_second(children: Sequence[Selected]) -> bool:
-    return any(
-        child.column is not None and (child.column.changes_every_second or _changes_every_second(child.children))
-        for child in children
-    )
+def _conditions_of_change(children: Sequence[Selected]) -> set[str]:
+    """SQL over a row: if any is true, the answer changes with every second."""
+    columns = {child.column for child in children if child.column is not None}
+    conditions = {column.changes_while for column in columns if column.changes_while is not None}
+    return conditions.union(*(_conditions_of_change(child.children) for child in children))
 
 
 def _shift_parameters(statements: Sequence[Statement]) -> Iterator[tuple[str, Statement]]:

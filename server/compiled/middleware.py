@@ -19,6 +19,7 @@ from server.http.headers import NO_SNIFFING, NO_STORE
 from server.metrics import REFUSED, Metrics
 from server.protection.admission import RETRY_SECONDS, Admission, busy
 from server.protection.auth import is_authenticated
+from server.protection.document_queue import IS_QUEUED
 from server.reads.context import Context
 from server.request_ids import HEADER, REQUEST_ID, remember_request, request_id_of
 from server.schema.errors import as_graphql
@@ -65,6 +66,7 @@ class CompiledQueries:
                 raise FallBackToStrawberry
             if request is None:
                 await admission.queue_document(len(key))
+                scope[IS_QUEUED] = True
             await self._answer(scope, send, asked, key, request)
         except RateLimited:
             await self._send_busy(scope, send, asked)

@@ -3,6 +3,9 @@
 The reader listens for PostgreSQL's notifications and reads new prices in the order of storing. Subscribers share the
 log instead of having queues: each is an index into it, so a slow one costs no memory. `TooSlow` ends a subscriber when
 the log no longer holds its next price.
+
+A subscriber that resumes reads what the log does not hold from the table: in pages, each a short statement, a few at a
+time for all subscribers, and in turns.
 """
 
 import asyncio
@@ -13,27 +16,36 @@ from datetime import datetime
 
 import asyncpg
 
+from server.feeds.recent_prices import BATCH, RecentPrices
 from shared.config.settings import Settings
+from shared.cursor import BEGINNING, Position
 from shared.errors import StorageUnavailable
 from shared.storage.database import DEADLINE_SECONDS, Pool
 from shared.storage.price_log import (
-    BEGINNING,
-    Position,
     Stored,
     after_batch,
     after_instant,
+    find_position,
     listen,
     select_batch_of,
     select_last_position,
+    select_newest_of,
+    select_newest_stored,
+    select_page,
+    select_page_end,
     select_stored,
     select_stored_by_time,
-    select_stored_late,
 )
 from shared.storage.prices import Price
 
 logger = logging.getLogger(__name__)
 
 _PAGE = 500
+"Prices that one statement looks at."
+
+_RECENT = 2000
+"Prices in the log from the start, so that those who resume when this process has restarted need not read the table."
+
 _POLL_SECONDS = 1.0
 "The delay of a price without a notification, as behind a pooler; and of noticing an outage."
 
@@ -43,30 +55,22 @@ _PAUSE_SECONDS = 0.1
 _READERS = 3
 "Subscribers that read stored prices at the same time: queries need the same connections."
 
-_BATCH = 20
-"Prices for one subscriber before it yields to the others."
-
-
-class TooSlow(Exception):
-    """The log no longer holds the subscriber's next price."""
-
 
 class PriceFeed:
     def __init__(self, settings: Settings, max_behind: int) -> None:
         self._settings = settings
-        self._max_behind = max_behind
-        self._log: list[Stored] = []
-        self._dropped = 0
-        "Prices removed from the log. Subscribers' positions count from the first price ever logged."
-        self._position: Position | None = None
-        self._connected = asyncio.Event()
+        self._log = RecentPrices(max_behind, _PAGE)
+        self._connections = 0
+        "How many the reader has opened: another one may lead to another server."
+        self._checked = 0
+        "The connection that was checked last."
         self._notified = asyncio.Event()
         self._changed = asyncio.Event()
         self._reading = asyncio.Semaphore(_READERS)
 
     async def run(self) -> None:
         """Read new prices until cancelled. Continues at the same position after an outage of PostgreSQL."""
-        async with listen(self._settings, self._connected.set, self._notified.set) as pool:
+        async with listen(self._settings, self._count_connection, self._notified.set) as pool:
             while True:
                 self._notified.clear()
                 try:
@@ -85,55 +89,103 @@ class PriceFeed:
 
     async def _read(self, pool: Pool) -> bool:
         """Returns whether there is more to read."""
-        # A pooler may connect to another server unnoticed.
-        if self._position is None or self._connected.is_set() or self._settings.database_pooler:
-            last = await select_last_position(pool)
-            if self._position is None or last.batch < self._position.batch:  # another database, or an older copy
-                self._position = last
-                self._wake()
-            self._connected.clear()
-        stored = await select_stored(pool, self._position, _PAGE)
+        log = self._log
+        while True:
+            connection = self._connections
+            # A pooler may connect to another server unnoticed.
+            if connection != self._checked or self._settings.database_pooler or not log.generation:
+                await (self._check(pool) if log.generation else self._begin(pool))
+                self._checked = connection
+            stored = await select_stored(pool, log.end, _PAGE)
+            if connection == self._connections:
+                break
         if stored:
-            self._position = stored[-1].position
-            self._log += stored
-            if len(self._log) > self._max_behind + _PAGE:
-                surplus = len(self._log) - self._max_behind
-                del self._log[:surplus]
-                self._dropped += surplus
+            log.add(stored)
             self._wake()
         return len(stored) == _PAGE
+
+    async def _begin(self, pool: Pool) -> None:
+        stored = await select_newest_stored(pool, _RECENT)
+        self._log.restart(stored[0].position if len(stored) == _RECENT else BEGINNING)
+        if stored:
+            self._log.add(stored)
+        self._wake()
+
+    async def _check(self, pool: Pool) -> None:
+        """Restart the log if this is another database, or an older copy that lost prices.
+
+        Then the log goes on behind its last price that the database still has, so it gets all that was stored instead.
+        """
+        log = self._log
+        if log.end == BEGINNING or await select_newest_of(pool, [log.end]) == log.end:
+            return
+        known = await select_newest_of(pool, log.positions())
+        if known is None:
+            known = min(log.end, await select_last_position(pool))
+        log.restart(known)
+        self._wake()
+
+    def _count_connection(self) -> None:
+        self._connections += 1
 
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def updates(self, pool: Pool, tickers: Sequence[str], since: datetime | None) -> AsyncGenerator[Price]:
-        """Prices as they are stored, from now on; with `since`, first those that are already stored.
+    async def find(self, pool: Pool, position: Position) -> Position | None:
+        """Where to go on behind a cursor's position; `None` if this database never gave it.
 
-        Raises `StorageUnavailable`, `TooSlow`.
+        Raises `StorageUnavailable`.
         """
         await self._wait_for_position()
-        place, begin = self._dropped + len(self._log), BEGINNING
+        if self._log.has(position):
+            return position
+        async with self._reading:
+            return await find_position(pool, position)
+
+    async def updates(
+        self, pool: Pool, tickers: Sequence[str], since: datetime | None = None, after: Position | None = None
+    ) -> AsyncGenerator[Price]:
+        """Prices as they are stored, from now on; with `since` or `after`, first those that are already stored.
+
+        `after`: as `find` returns it. Raises `StorageUnavailable`, `TooSlow`.
+        """
+        await self._wait_for_position()
+        log, wanted = self._log, frozenset(tickers)
+        generation, position = log.generation, log.end
         if since is not None:
-            # After `place` is set: prices up to `begin` come from the table, later ones from the log at `place`. If the
-            # log is behind, it still gets some prices up to `begin`; the loop below skips them.
-            begin = await select_last_position(pool)
-            async for price in self._stored_since(pool, tickers, since, begin):
+            async with self._reading:
+                position = max(position, await select_last_position(pool))  # the log may be behind the table
+            async for price in self._stored_since(pool, tickers, since, position):
                 yield price
-        wanted = frozenset(tickers)
+        elif after is not None and after.batch == 0:
+            async for price in self._by_time(pool, tickers, (after.timestamp, after.ticker), after_batch(0)):
+                yield price
+            position = after_batch(0)
+        elif after is not None:
+            position = after
         while True:
-            start = place - self._dropped
-            if start < 0:
-                raise TooSlow
-            if start == len(self._log):
+            if generation != log.generation:
+                generation, position = log.generation, min(position, log.restarted_at)
+            place = log.place_after(position)
+            if place is not None:
+                break
+            if position > log.end:  # the log is behind what was read from the table
                 await self._changed.wait()
-                continue
-            batch = self._batch(start)
-            place += len(batch)
-            for position, price in batch:
-                if price.ticker in wanted and position > begin:
+            else:
+                end = log.end
+                async for price in self._pages(pool, tickers, position, end):
                     yield price
-            if place < self._dropped + len(self._log):
+                position = end
+        while True:
+            batch = log.batch(place)
+            if not batch:
+                await self._changed.wait()
+            place += len(batch)
+            for _, price in batch:
+                if price.ticker in wanted:
+                    yield price
+            if place < log.next_place:
                 await asyncio.sleep(0)
 
     async def _stored_since(
@@ -142,36 +194,43 @@ class PriceFeed:
         """First the prices with a timestamp up to `since` that were stored after it, then those with a later one."""
         async with self._reading:
             batch = await select_batch_of(pool, tickers, since)
-        late = after_batch(batch) if batch is not None else until
-        while late < until:
+        if batch is not None:
+            async for price in self._pages(pool, tickers, after_batch(batch), until, since):
+                yield price
+        async for price in self._by_time(pool, tickers, after_instant(since), until):
+            yield price
+
+    async def _pages(
+        self, pool: Pool, tickers: Sequence[str], after: Position, until: Position, latest: datetime | None = None
+    ) -> AsyncGenerator[Price]:
+        """Prices between two positions, in the order of storing; only those with a timestamp up to `latest`."""
+        while after < until:
             async with self._reading:
-                stored = await select_stored_late(pool, tickers, since, late, until, _PAGE)
+                end = await select_page_end(pool, after, until, _PAGE)
+                stored = await select_page(pool, tickers, after, end, _PAGE, latest)
             async for price in _in_batches(stored):
                 yield price
-            late = stored[-1].position if stored else until
-        after = after_instant(since)
+            after = end
+
+    async def _by_time(
+        self, pool: Pool, tickers: Sequence[str], after: tuple[datetime, str], until: Position
+    ) -> AsyncGenerator[Price]:
+        """Prices after (timestamp, ticker), oldest first, of those that were stored up to `until`."""
         while True:
             async with self._reading:
-                stored = await select_stored_by_time(pool, tickers, after, until, _PAGE)
-            async for price in _in_batches(stored):
-                yield price
+                stored = await select_stored_by_time(pool, tickers, after, _PAGE)
             if not stored:
                 return
+            async for price in _in_batches([one for one in stored if one.position <= until]):
+                yield price
             after = stored[-1].price.timestamp, stored[-1].price.ticker
-
-    def _batch(self, start: int) -> list[Stored]:
-        """The next prices. It never splits a timestamp: a client that reconnects with it would miss the rest."""
-        end = min(start + _BATCH, len(self._log))
-        while end < len(self._log) and self._log[end].price.timestamp == self._log[end - 1].price.timestamp:
-            end += 1
-        return self._log[start:end]
 
     async def _wait_for_position(self) -> None:
         """Without it, new prices cannot be told from old ones."""
         self._notified.set()
         try:
             async with asyncio.timeout(DEADLINE_SECONDS):
-                while self._position is None:
+                while not self._log.generation:
                     await self._changed.wait()
         except TimeoutError as error:
             raise StorageUnavailable from error
@@ -180,5 +239,5 @@ class PriceFeed:
 async def _in_batches(stored: Sequence[Stored]) -> AsyncGenerator[Price]:
     for number, (_, price) in enumerate(stored, 1):
         yield price
-        if number % _BATCH == 0:
+        if number % BATCH == 0:
             await asyncio.sleep(0)

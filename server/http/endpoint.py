@@ -21,9 +21,10 @@ from strawberry.types.graphql import OperationType
 from server.http.negotiation import EVENT_STREAM, GRAPHQL_RESPONSE, JSON, header_of, is_json, response_type
 from server.metrics import REFUSED, Metrics, code_of, operation_label
 from server.protection.auth import client_of, is_authenticated
+from server.protection.document_queue import IS_QUEUED
 from server.reads.context import Context
 from server.schema.documents import GraphQLRequest, load_document
-from server.schema.errors import as_graphql, is_request_error
+from server.schema.errors import as_graphql, is_request_error, public_error
 from server.schema.persisted_queries import PersistedQueries
 from server.schema.root import Schema
 from server.subscriptions.event_stream import event_stream, refusing_stream
@@ -74,7 +75,8 @@ class GraphQLView:
             context = _context(request)
             context.require_token_for_reads()
             asked = self._persisted.read(await _read_body(request) if request.method == "POST" else _read_url(request))
-            await request.state.admission.queue_document(len(asked.query))
+            if IS_QUEUED not in request.scope:
+                await request.state.admission.queue_document(len(asked.query))
             if media_type is EVENT_STREAM:
                 return self._stream(request, context, asked)
             with request.state.admission.work():
@@ -82,19 +84,19 @@ class GraphQLView:
         except Refused as refused:
             self._metrics.answered(REFUSED, BadUserInput.code, began)
             headers = {"Allow": refused.allow} if refused.allow else {}
-            return _refusal(BadUserInput(str(refused)), refused.status, media_type, headers)
+            return refusal(BadUserInput(str(refused)), refused.status, media_type, headers)
         except (BadUserInput, PersistedQueryNotFound) as error:
             self._metrics.answered(REFUSED, error.code, began)
             if media_type is EVENT_STREAM:
                 return refusing_stream(error)
             # Clients send the document after an error in an ordinary answer.
-            return _refusal(error, 200 if isinstance(error, PersistedQueryNotFound) else 400, media_type, {})
+            return refusal(error, 200 if isinstance(error, PersistedQueryNotFound) else 400, media_type, {})
         except Unauthenticated as error:
             self._metrics.answered(REFUSED, error.code, began)
-            return _refusal(error, 401, media_type, {"WWW-Authenticate": "Bearer"})
+            return refusal(error, 401, media_type, {"WWW-Authenticate": "Bearer"})
         except RateLimited as error:  # by admission control: the limit of fetches is an error of its field
             self._metrics.ended(REFUSED, error.code)  # without a duration, which would make the others look fast
-            return _refusal(error, 503, media_type, {"Retry-After": str(error.retry_after)})
+            return refusal(error, 503, media_type, {"Retry-After": str(error.retry_after)})
 
     async def _execute(self, context: Context, asked: GraphQLRequest, method: str, media_type: bytes) -> Response:
         began = perf_counter()
@@ -124,7 +126,7 @@ class GraphQLView:
         if request.method != "POST" and _is_mutation(asked):
             raise _mutation_by_get()
         state = request.state
-        return event_stream(state.streams.answers(context, asked, state.admission), state.closing)
+        return event_stream(state.streams.answers(context, asked, state.admission, is_queued=True), state.closing)
 
 
 def _mutation_by_get() -> Refused:
@@ -154,8 +156,8 @@ def _json_response(answer: object, status: int, media_type: bytes | None) -> Res
     return response
 
 
-def _refusal(error: ServiceError, status: int, media_type: bytes | None, headers: dict[str, str]) -> Response:
-    response = _json_response({"errors": [as_graphql(error).formatted]}, status, media_type)
+def refusal(error: Exception, status: int, media_type: bytes | None, headers: dict[str, str]) -> Response:
+    response = _json_response({"errors": [public_error(as_graphql(error)).formatted]}, status, media_type)
     response.headers.update(headers)
     return response
 

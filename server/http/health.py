@@ -10,6 +10,7 @@ from collections.abc import Coroutine
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
+from redis.exceptions import ResponseError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
@@ -18,8 +19,7 @@ from server.schema.tickers import select_tickers
 from server.standbys import StandbyPool
 from shared.errors import QueueUnavailable, StorageUnavailable
 from shared.migrate import read_migrations, select_version
-from shared.queue.client import within_deadline
-from shared.queue.deployment import ForeignRedis, check_claim, select_deployment
+from shared.queue.client import check_writes, within_deadline
 from shared.queue.worker_registry import (
     describe_clock_offset,
     describe_unknown_index,
@@ -121,18 +121,15 @@ async def _queue(context: Context) -> tuple[Dependency, Dependency]:
     try:
         faults = await within_deadline(_worker_faults(context))
     except QueueUnavailable as error:
-        return Dependency(DOWN, str(error)), UNKNOWN
+        is_refusal = isinstance(error.__cause__, ResponseError)
+        reason = f"Redis refuses writes: {error.__cause__}" if is_refusal else str(error)
+        return Dependency(DOWN, reason), UNKNOWN
     return Dependency(OK), Dependency(WARNING, "; ".join(faults)) if faults else Dependency(OK)
 
 
 async def _worker_faults(context: Context) -> list[str]:
     redis = context.redis
-    try:
-        await check_claim(redis, await select_deployment(context.pool))
-    except ForeignRedis as error:
-        return [str(error)]
-    except StorageUnavailable:
-        pass  # said under postgres
+    await check_writes(redis)
     workers = await select_live_workers(redis)
     if not workers:
         return ["no worker has reported lately"]

@@ -5,6 +5,9 @@ import asyncio
 LONG = 1000
 "Characters of a document, or bytes of a body. Parsing and validating this many can block the event loop for 10 ms."
 
+IS_QUEUED = "document_is_queued"
+"The key in a request's scope that says that its document has already waited."
+
 
 class DocumentQueue:
     def __init__(self) -> None:

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import asyncpg
+import strawberry
 from strawberry.types.base import StrawberryList, StrawberryOptional, get_object_definition
 from strawberry.types.enum import StrawberryEnumDefinition
 from strawberry.utils.str_converters import to_camel_case
@@ -25,8 +26,11 @@ READ = "read"
 FREE_TEXT = {"free_text": True}
 "Metadata of a text that may hold any character. All other texts are names, which JSON need not escape."
 
-CHANGES_EVERY_SECOND = {"changes_every_second": True}
+CHANGES_EVERY_SECOND = {"changes_while": "true"}
 "Metadata of a value that depends on the second in which it is read."
+
+CHANGES_WHILE_RUNNING = {"changes_while": "is_running"}
+"As `CHANGES_EVERY_SECOND`, but only if the row's column `is_running` is true."
 
 # A slot is a whole second. Writing it from two casts takes a third of the time that to_char takes.
 _INSTANT = """
@@ -47,6 +51,7 @@ class Quoting(Enum):
 
 _WRITERS: Mapping[object, tuple[str, Quoting]] = {
     str: ("{0}", Quoting.QUOTED),
+    strawberry.ID: ("{0}", Quoting.QUOTED),
     Decimal: ("{0}::text", Quoting.QUOTED),
     datetime: (_INSTANT, Quoting.QUOTED),
     int: ("{0}::text", Quoting.BARE),
@@ -65,7 +70,8 @@ class Column:
     "SQL that writes the value as text, with {0} in place of the column."
     quoting: Quoting = Quoting.BARE
     is_nullable: bool = False
-    changes_every_second: bool = False
+    changes_while: str | None = None
+    "SQL over the root field's row: whether the value changes with every second."
     row_type: type | None = None
     read: Any = None
 
@@ -91,7 +97,7 @@ def _column(field: Any) -> Column:
     writer, quoting = _WRITERS[kind]
     if "free_text" in metadata:
         writer, quoting = "to_json({0})::text", Quoting.BARE
-    return Column(name, writer, quoting, is_nullable, "changes_every_second" in metadata)
+    return Column(name, writer, quoting, is_nullable, metadata.get("changes_while"))
 
 
 def read_row(cls: type, row: asyncpg.Record, statement: Statement, prefix: str = "") -> Any:

@@ -50,20 +50,20 @@ class Context:
             raise BadUserInput(f"tickers has {len(names)} names; accepted are {MAX_TICKERS}, or null for all.")
         return list(dict.fromkeys(map(self.ticker, self.settings.tickers if names is None else names)))
 
-    def rows(self, limit: int, width: int) -> int:
-        """Check the limit and count it towards the request's total. `width`: fields of a row.
-
-        Raises `BadUserInput`, `QueryTooComplex`.
-        """
+    def limit(self, limit: int) -> int:
+        """Raises `BadUserInput`."""
         if not 1 <= limit <= MAX_LIMIT:
             raise BadUserInput(f"limit is {limit}; accepted are 1 to {MAX_LIMIT}.")
-        self.rows_asked_for += limit
+        return limit
+
+    def count_rows(self, count: int, width: int) -> None:
+        """Count rows towards the request's total. `width`: fields of a row. Raises `QueryTooComplex`."""
+        self.rows_asked_for += count
         if self.rows_asked_for > MAX_ROWS:
             raise QueryTooComplex(f"All fields of one request may ask for at most {MAX_ROWS} rows together.")
-        self.values_asked_for += limit * width
+        self.values_asked_for += count * width
         if self.values_asked_for > MAX_VALUES:
             raise QueryTooComplex(f"All rows of one request may have at most {MAX_VALUES} values together.")
-        return limit
 
     @cached_property
     def budget(self) -> RequestBudget:

@@ -29,26 +29,28 @@ class ReadField:
     row_type: type
     "The Strawberry type of a row."
     is_list: bool
-    is_limited: bool
-    "Has an argument `limit`, which counts towards the rows that one request may ask for."
+    counts: str | None
+    "The argument that says how many rows are asked for: a number, or a list with one value for each row."
     is_nested: bool
     "Takes the parent's statement after the context."
     skip_if: str | None
-    "Of a nested list: SQL over the parent's row. If it is true, the list is empty and the statement does not run."
+    "Of a nested list: a column of the parent. If it is true, the list is empty and the statement does not run."
 
     def statement(self, context: Context, arguments: Mapping[str, Any], width: int, *parent: Statement) -> Statement:
         """`width`: how many fields of a row are selected. Raises the error that the field answers for bad arguments."""
         statement = self.build(context, *parent, **arguments)
-        if self.is_limited:
-            context.rows(arguments["limit"], width)
+        if self.counts is not None:
+            asked = arguments[self.counts]
+            context.count_rows(len(asked) if isinstance(asked, list) else context.limit(asked), width)
         return statement
 
 
 def read_field(
-    returns: Any, *, description: str, skip_if: str | None = None
+    returns: Any, *, description: str, skip_if: str | None = None, counts: str | None = None
 ) -> Callable[[Callable[..., Statement]], Any]:
     """`returns`: `Type | None`, `list[Type] | None` or `list[Type]`. All parameters after the context are arguments,
-    except a parent's statement. The parent of a nested field keeps its statement as `statement`.
+    except a parent's statement. The parent of a nested field keeps its statement as `statement`. `counts`: the argument
+    that counts towards the rows of a request; `limit` if there is one.
     """
     found = returns if get_origin(returns) is list else get_args(returns)[0]
     is_list = get_origin(found) is list
@@ -57,8 +59,8 @@ def read_field(
         _, *parameters = inspect.signature(build).parameters.values()
         is_nested = parameters[:1] != [] and parameters[0].annotation is Statement
         arguments = parameters[is_nested:]
-        is_limited = any(parameter.name == "limit" for parameter in arguments)
-        read = ReadField(build, get_args(found)[0] if is_list else found, is_list, is_limited, is_nested, skip_if)
+        counted = "limit" if any(parameter.name == "limit" for parameter in arguments) else counts
+        read = ReadField(build, get_args(found)[0] if is_list else found, is_list, counted, is_nested, skip_if)
 
         async def resolve(info: Info, root: Any = None, **given: Any) -> Any:
             parent = (root.statement,) if is_nested else ()

@@ -17,11 +17,17 @@ from shared.storage.database import Statement
 @strawberry.enum(description="How long a candle is. All are aligned to UTC.")
 class CandleInterval(Enum):
     ONE_MINUTE = strawberry.enum_value("ONE_MINUTE", description="From each full minute.")
+    THREE_MINUTES = strawberry.enum_value("THREE_MINUTES", description="From 00:00, 00:03, 00:06, …")
     FIVE_MINUTES = strawberry.enum_value("FIVE_MINUTES", description="From 00:00, 00:05, 00:10, …")
     FIFTEEN_MINUTES = strawberry.enum_value("FIFTEEN_MINUTES", description="From 00:00, 00:15, 00:30, …")
+    THIRTY_MINUTES = strawberry.enum_value("THIRTY_MINUTES", description="From each full and half hour.")
     ONE_HOUR = strawberry.enum_value("ONE_HOUR", description="From each full hour.")
+    TWO_HOURS = strawberry.enum_value("TWO_HOURS", description="From 00:00, 02:00, 04:00, …")
     FOUR_HOURS = strawberry.enum_value("FOUR_HOURS", description="From 00:00, 04:00, 08:00, …")
+    SIX_HOURS = strawberry.enum_value("SIX_HOURS", description="From 00:00, 06:00, 12:00, 18:00.")
+    TWELVE_HOURS = strawberry.enum_value("TWELVE_HOURS", description="From midnight and noon.")
     ONE_DAY = strawberry.enum_value("ONE_DAY", description="From midnight.")
+    ONE_WEEK = strawberry.enum_value("ONE_WEEK", description="From midnight between Sunday and Monday.")
 
 
 @strawberry.type(

@@ -28,7 +28,7 @@ def public_error(error: GraphQLError) -> GraphQLError:
     return error
 
 
-def as_graphql(error: ServiceError) -> GraphQLError:
+def as_graphql(error: Exception) -> GraphQLError:
     """Of the whole request, not of a field."""
     return GraphQLError(str(error), original_error=error)
 

@@ -47,6 +47,12 @@ class Price:
     )
     source: PriceSource = strawberry.field(description="How the price came to be stored.")
     testnet: bool = strawberry.field(description="Whether the exchange called itself a test network.")
+    cursor: strawberry.ID = strawberry.field(
+        description=(
+            "Opaque: the price's place in the order of storing, wherever the price is read (`FetchJob.prices` too). "
+            "Pass it as `after` to `priceUpdates` to go on exactly behind it."
+        )
+    )
 
 
 Ticker = Annotated[str, strawberry.argument(description="An index name, in any case.")]
@@ -101,9 +107,11 @@ def prices_in_period(
     return prices.prices_in_period(name, *bounds, after and instant(after, "after"), limit)
 
 
-def period(from_dt: datetime | BadInstant, to_dt: datetime | BadInstant) -> tuple[datetime, datetime]:
-    """Raises `BadUserInput` for a period that ends before it begins."""
-    start, end = instant(from_dt, "fromDt"), instant(to_dt, "toDt")
+def period(
+    from_dt: datetime | BadInstant, to_dt: datetime | BadInstant, names: tuple[str, str] = ("fromDt", "toDt")
+) -> tuple[datetime, datetime]:
+    """Raises `BadUserInput` for a period that ends before it begins. `names`: of the arguments."""
+    start, end = instant(from_dt, names[0]), instant(to_dt, names[1])
     if start > end:
-        raise BadUserInput("fromDt is after toDt; accepted is a fromDt that is earlier, or the same.")
+        raise BadUserInput(f"{names[0]} is after {names[1]}; accepted is a {names[0]} that is earlier, or the same.")
     return start, end

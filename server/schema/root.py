@@ -18,6 +18,8 @@ from server.schema.executor import Executor
 from server.schema.jobs import JobMutation, fetch_job
 from server.schema.live import Subscription
 from server.schema.prices import latest_price, latest_prices, price_history, prices_in_period
+from server.schema.questions.prices_at import prices_at
+from server.schema.questions.statistics import statistics
 from server.schema.scalars import SCALARS
 from server.schema.tickers import tickers
 from shared.errors import QueueUnavailable, StorageUnavailable
@@ -31,6 +33,8 @@ Query = create_type(
         prices_in_period,
         candles,
         coverage,
+        prices_at,
+        statistics,
         tickers,
         fetch_job,
     ],

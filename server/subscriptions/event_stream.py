@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from graphql import GraphQLError
 from starlette.responses import Response, StreamingResponse
 
-from server.feeds.price_feed import TooSlow
+from server.feeds.recent_prices import TooSlow
 from server.schema.errors import as_graphql
 from server.subscriptions.operations import Refused
 from shared.errors import ServiceError

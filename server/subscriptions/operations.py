@@ -23,7 +23,7 @@ from graphql import (
 )
 from graphql.execution.collect_fields import collect_fields
 
-from server.feeds.price_feed import TooSlow
+from server.feeds.recent_prices import TooSlow
 from server.lru import LRU
 from server.metrics import OK, REFUSED, TOO_SLOW, Metrics, code_of, operation_label
 from server.protection.admission import Admission
@@ -68,10 +68,16 @@ class Streams:
         self._metrics = metrics
         self._written: LRU[tuple[str, object], str] = LRU(MAX_WRITTEN_CHARACTERS)
 
-    async def answers(self, context: Context, request: GraphQLRequest, admission: Admission) -> AsyncGenerator[str]:
-        """Raises `Refused` before the first answer, and `TooSlow` when the subscriber is too far behind."""
+    async def answers(
+        self, context: Context, request: GraphQLRequest, admission: Admission, *, is_queued: bool = False
+    ) -> AsyncGenerator[str]:
+        """Raises `Refused` before the first answer, and `TooSlow` when the subscriber is too far behind.
+
+        `is_queued`: the document has already waited in the queue for long ones.
+        """
         try:
-            await admission.queue_document(len(request.query))
+            if not is_queued:
+                await admission.queue_document(len(request.query))
         except RateLimited as error:
             raise self._busy(error) from error
         document, errors = self._prepare(request.query)
@@ -156,8 +162,9 @@ class Streams:
         return _write(ExecutionResult(result.data, result.errors))
 
     def _event(self, executor: Executor[Any], asked: str | None, event: Any) -> str:
-        # A fetch changes only with its status. It is not hashable itself, because it holds lists.
-        key = (asked or "", event if isinstance(event, Price) else (event.id, event.status))
+        # A fetch changes only with its status. It is not hashable itself, because it holds lists. Two prices are equal
+        # whatever their batch.
+        key = (asked or "", (event, event.batch) if isinstance(event, Price) else (event.id, event.status))
         text = self._written.get(key)
         if text is None:
             result = execute_subscription_event(executor.build_per_event_executor(event))
@@ -183,11 +190,11 @@ def _root_field(executor: Executor[Any]) -> FieldNode:
 
 
 def _cache_key(request: GraphQLRequest, field: FieldNode) -> str | None:
-    """All that an event's answer depends on, so not `since`. `None` if it is too long to be cached with each event."""
+    """All that an event's answer depends on, so not `since` or `after`. `None` if it is too long to be cached."""
     ignored = {
         argument.value.name.value
         for argument in field.arguments or ()
-        if argument.name.value == "since" and isinstance(argument.value, VariableNode)
+        if argument.name.value in {"since", "after"} and isinstance(argument.value, VariableNode)
     }
     asked = {name: value for name, value in (request.variables or {}).items() if name not in ignored}
     text = json.dumps([request.query, request.operation_name, asked], sort_keys=True)

@@ -18,7 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 from strawberry.http.websocket_origin import is_same_origin
 from structlog.contextvars import bind_contextvars
 
-from server.feeds.price_feed import TooSlow
+from server.feeds.recent_prices import TooSlow
 from server.metrics import REFUSED
 from server.protection.auth import client_of, is_authenticated
 from server.reads.context import Context
@@ -45,7 +45,7 @@ class Limits:
     id_length: int = 128
     init_seconds: float = 10
     prices_behind: int = 10_000
-    "Prices in the log. A subscriber that falls further behind is closed and can reconnect with `since`."
+    "Prices in the log. A subscriber that falls further behind is closed and can reconnect with `after`."
 
 
 class Closed(Exception):
@@ -201,7 +201,7 @@ class Socket:
         try:
             await self._send_all(key, answers)
         except TooSlow:
-            self._end_with(Closed(TRY_AGAIN_LATER, "Too slow: reconnect with `since`"))
+            self._end_with(Closed(TRY_AGAIN_LATER, "Too slow: reconnect with `after`"))
         except OSError:
             pass  # the peer has disconnected; `run` notices it, too
         except Exception:

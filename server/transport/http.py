@@ -110,6 +110,11 @@ class HttpProtocol(IgnoringUpgrades):
         elif self._length > MAX_REQUEST_BYTES:
             self.refuse(413)
 
+    def resume_writing(self) -> None:
+        """The client has read nearly all of what was written: an export may keep it busy for longer than a minute."""
+        super().resume_writing()
+        self._unread_since = None
+
     def is_too_slow(self, now: float) -> bool:
         """Call it about once a second. `now`: the loop's time."""
         if not self.transport.get_write_buffer_size():
@@ -126,6 +131,8 @@ class HttpProtocol(IgnoringUpgrades):
     def _awaits(self) -> tuple[object, float]:
         """What the client has yet to send, or `None`, and for how many seconds the server waits for it."""
         cycle = self.cycle
+        if self.transport.is_closing():  # it has only to read the rest of the answer
+            return None, 0.0
         if cycle is None or cycle.response_complete:
             # While uvicorn's keep-alive timer runs, the connection is idle, and uvicorn closes it.
             return (self.scope or self, HEADERS_SECONDS) if self.timeout_keep_alive_task is None else (None, 0.0)

@@ -27,6 +27,8 @@ function compressed(): Plugin {
 }
 
 export default defineConfig({
+  // Relative, as every address in the pages, so that a proxy may serve them below a path.
+  base: "./",
   plugins: [compressed()],
   publicDir: false,
   build: {

@@ -80,3 +80,11 @@ async def within_deadline(command: Coroutine[Any, Any, T]) -> T:
         raise QueueUnavailable("The job queue is unavailable; try again shortly.") from error
     finally:
         task.cancel()
+
+
+async def check_writes(redis: ArqRedis) -> None:
+    """Raises what Redis answers to a write: it may be full (OOM), a read-only replica, or unable to save (MISCONF).
+
+    The command changes nothing, because the key does not exist.
+    """
+    await redis.set("write-check", "", xx=True)

@@ -1,6 +1,6 @@
 """Candles from rollups by minute and by hour, which triggers keep exact in the transaction that stores prices."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from shared.storage.database import Statement
@@ -8,21 +8,36 @@ from shared.storage.database import Statement
 
 class CandleInterval(StrEnum):
     ONE_MINUTE = "ONE_MINUTE"
+    THREE_MINUTES = "THREE_MINUTES"
     FIVE_MINUTES = "FIVE_MINUTES"
     FIFTEEN_MINUTES = "FIFTEEN_MINUTES"
+    THIRTY_MINUTES = "THIRTY_MINUTES"
     ONE_HOUR = "ONE_HOUR"
+    TWO_HOURS = "TWO_HOURS"
     FOUR_HOURS = "FOUR_HOURS"
+    SIX_HOURS = "SIX_HOURS"
+    TWELVE_HOURS = "TWELVE_HOURS"
     ONE_DAY = "ONE_DAY"
+    ONE_WEEK = "ONE_WEEK"
 
 
 LENGTHS = {
     CandleInterval.ONE_MINUTE: timedelta(minutes=1),
+    CandleInterval.THREE_MINUTES: timedelta(minutes=3),
     CandleInterval.FIVE_MINUTES: timedelta(minutes=5),
     CandleInterval.FIFTEEN_MINUTES: timedelta(minutes=15),
+    CandleInterval.THIRTY_MINUTES: timedelta(minutes=30),
     CandleInterval.ONE_HOUR: timedelta(hours=1),
+    CandleInterval.TWO_HOURS: timedelta(hours=2),
     CandleInterval.FOUR_HOURS: timedelta(hours=4),
+    CandleInterval.SIX_HOURS: timedelta(hours=6),
+    CandleInterval.TWELVE_HOURS: timedelta(hours=12),
     CandleInterval.ONE_DAY: timedelta(days=1),
+    CandleInterval.ONE_WEEK: timedelta(weeks=1),
 }
+
+MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
+"Where the candles of all lengths are counted from: a Monday, because a week begins on Monday, 00:00 UTC."
 
 
 # $1 ticker, $2 length of a candle, $3 from, $4 to, $5 limit, $6 now or null. A row of `{table}`: `{width}` s.
@@ -41,15 +56,15 @@ _CANDLES = """
         -- The schedule that is in force all over the period, if there is one. Mostly there is, and counting is cheap.
         select interval_seconds, step, slots
         from schedule
-        where since <= date_bin($2, $3, 'epoch')
-          and until >= date_bin($2, $4, 'epoch') + $2
+        where since <= date_bin($2, $3, '{monday}')
+          and until >= date_bin($2, $4, '{monday}') + $2
     ), part as (
         -- As many rows as fit into `limit` candles are enough.
-        select date_bin($2, start, 'epoch') as bucket, start, open, high, low, close, samples, seconds
+        select date_bin($2, start, '{monday}') as bucket, start, open, high, low, close, samples, seconds
         from {table}
         where ticker = $1
-          and start >= date_bin($2, $3, 'epoch')
-          and start < date_bin($2, $4, 'epoch') + $2
+          and start >= date_bin($2, $3, '{monday}')
+          and start < date_bin($2, $4, '{monday}') + $2
         order by start
         limit $5::bigint * (extract(epoch from $2::interval) / {width})::bigint
     ), candle as (
@@ -137,7 +152,7 @@ def _sql(length: timedelta) -> str:
     """A candle as long as a row is that row. To group rows one by one would take most of the time."""
     table, width = ("candle_minutes", 60) if length < timedelta(hours=1) else ("candle_hours", 3600)
     parts = _AS_IT_IS if length == timedelta(seconds=width) else _GROUPED
-    return _CANDLES.format(table=table, width=width, **parts)
+    return _CANDLES.format(table=table, width=width, monday=MONDAY, **parts)
 
 
 _SQL = {interval: _sql(length) for interval, length in LENGTHS.items()}

@@ -27,7 +27,7 @@ LOCK_SECONDS = 2
 
 NOT_MIGRATED = "The database is not migrated; run python -m shared.migrate"
 
-_UNAVAILABLE = (
+UNAVAILABLE = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,  # the connection was lost during a statement
@@ -141,7 +141,7 @@ async def fetch(
             return await fetch(pool, sql, *arguments, timeout=seconds_left, is_retry=True)
         pool.give_back(connection)
         return rows
-    except _UNAVAILABLE as error:
+    except UNAVAILABLE as error:
         if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
             raise  # an argument does not fit its parameter: our fault, not the storage's
         if isinstance(error, asyncpg.UndefinedTableError):

@@ -44,6 +44,8 @@ _REFUSED_AT_CONNECTING = (
     asyncpg.ClientConfigurationError,  # a certificate of the URL was removed
 )
 "Errors that a statement may raise too, for other reasons."
+# The last two: PostgreSQL closed the connection before the statement, or between two of its messages.
+_SETTLE_ERRORS = (OSError, asyncpg.InterfaceError, asyncpg.PostgresError, asyncpg.InternalClientError, AttributeError)
 
 
 class Pool:
@@ -128,6 +130,10 @@ class Pool:
             if connection is not None:
                 return connection
 
+    async def connect(self) -> Connection:
+        """One more connection, for a long statement. The caller closes it."""
+        return await self._connect()
+
     def give_back(self, connection: Connection) -> None:
         del self._lent[connection]
         if connection.is_closed() or not self.size or (self._outdated and connection in self._outdated):
@@ -163,7 +169,7 @@ class Pool:
     async def _settle(self, connection: Connection) -> None:
         try:
             await connection.fetch("select")  # asyncpg waits for the confirmation first
-        except (OSError, asyncpg.InterfaceError, asyncpg.PostgresError):
+        except _SETTLE_ERRORS:
             connection.terminate()
         finally:
             self.give_back(connection)

@@ -1,7 +1,7 @@
 """Stored prices: one row per (ticker, timestamp), exact decimals, UTC instants."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -9,6 +9,7 @@ from typing import Any
 
 import asyncpg
 
+from shared.cursor import CURSOR_SQL, UNKNOWN_BATCH, Position, encode_cursor
 from shared.errors import PriceStale
 from shared.storage.database import WRITE_SECONDS, Pool, Statement, columns, fetch, write
 from shared.telemetry.traces import span
@@ -28,6 +29,7 @@ class Price:
     """A row of `prices`; its fields are the columns.
 
     `timestamp`: the instant that the price stands for. `observed_at`: the exchange's clock when it gave the price (µs).
+    `batch`: the statement that stored it (migration 0004), given by the database.
     """
 
     ticker: str
@@ -36,6 +38,11 @@ class Price:
     observed_at: datetime
     source: PriceSource
     testnet: bool
+    batch: int = field(default=UNKNOWN_BATCH, compare=False)
+
+    @property
+    def cursor(self) -> str:
+        return encode_cursor(Position(self.batch, self.timestamp, self.ticker))
 
 
 # By type of a field: the SQL type, to JSON, from JSON. The enum travels as text, because asyncpg would look its type up
@@ -46,14 +53,17 @@ _CODECS: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
     datetime: ("timestamptz", datetime.isoformat, datetime.fromisoformat),
     PriceSource: ("text", str, PriceSource),
     bool: ("boolean", bool, bool),
+    int: ("bigint", int, int),
 }
-_TYPES: dict[str, Any] = {field.name: field.type for field in fields(Price)}
-_NAMES = ", ".join(_TYPES)
-_SOURCE = list(_TYPES).index("source")
+_TYPES: dict[str, Any] = {column.name: column.type for column in fields(Price)}
+_INSERTED = {name: kind for name, kind in _TYPES.items() if name != "batch"}
+_NAMES = ", ".join(_INSERTED)
 
 COLUMNS = ", ".join("source::text as source" if name == "source" else name for name in _TYPES)
-
-_RANK = dict(zip(PriceSource, (0, 0, 1, 2), strict=True))
+# The batch is not in the key's index: an answer without the cursor is an index-only scan.
+WITH_CURSOR = f"{COLUMNS}, {CURSOR_SQL} as cursor"
+FIELDS = (*_INSERTED, "cursor")
+"The columns of a price in an answer."
 
 STALE_INTERVALS = 2
 "A ticker without a new price for this many intervals is stale."
@@ -83,7 +93,7 @@ def latest_prices(tickers: Sequence[str]) -> Statement:
 def price_history(ticker: str, before: datetime | None, limit: int) -> Statement:
     """Newest first; `before` is exclusive."""
     sql = f"""
-        select {COLUMNS}
+        select {WITH_CURSOR}
         from prices
         where ticker = $1
           and timestamp < coalesce($2, 'infinity'::timestamptz)
@@ -96,7 +106,7 @@ def price_history(ticker: str, before: datetime | None, limit: int) -> Statement
 def prices_in_period(ticker: str, from_dt: datetime, to_dt: datetime, after: datetime | None, limit: int) -> Statement:
     """Oldest first; both bounds inclusive, `after` exclusive."""
     sql = f"""
-        select {COLUMNS}
+        select {WITH_CURSOR}
         from prices
         where ticker = $1
           and timestamp >= $2
@@ -114,12 +124,12 @@ def tickers(names: Sequence[str], interval_seconds: int) -> Statement:
         select
             wanted.name,
             $2::integer as interval_seconds,
-            {", ".join(f"latest.{name} as latest_{name}" for name in _TYPES)},
+            {", ".join(f"latest.{name} as latest_{name}" for name in (*_TYPES, "cursor"))},
             extract(epoch from now() - latest.timestamp)::float8 as lag_seconds,
             coalesce(now() - latest.timestamp > interval '{STALE_INTERVALS} s' * $2, true) as stale,
             oldest.timestamp as first_timestamp,
             dropped_prices.kept_from,
-            history.filling_to,
+            case when history.since > history.filling_to then history.filling_to end as filling_to,
             case
                 when now() - latest.timestamp <= interval '{STALE_INTERVALS} s' * $2
                 then latest.timestamp + interval '{STALE_INTERVALS} s' * $2
@@ -127,7 +137,7 @@ def tickers(names: Sequence[str], interval_seconds: int) -> Statement:
         from unnest($1::text[]) with ordinality as wanted (name, position)
         left join dropped_prices on dropped_prices.ticker = wanted.name collate "C"
         left join lateral (
-            select {COLUMNS}
+            select {WITH_CURSOR}
             from prices
             where prices.ticker = wanted.name collate "C"
             order by timestamp desc
@@ -143,11 +153,9 @@ def tickers(names: Sequence[str], interval_seconds: int) -> Statement:
             limit 1
         ) as oldest on true
         left join lateral (
-            select case when since > filling_to then filling_to end as filling_to
+            select min(since) as since, min(filling_to) as filling_to
             from schedules
             where schedules.ticker = wanted.name collate "C"
-            order by since
-            limit 1
         ) as history on true
         order by wanted.position
     """
@@ -155,7 +163,7 @@ def tickers(names: Sequence[str], interval_seconds: int) -> Statement:
 
 
 _LATEST_PRICE = f"""
-    select {COLUMNS}
+    select {WITH_CURSOR}
     from prices
     where ticker = $1
     order by timestamp desc
@@ -165,7 +173,7 @@ _LATEST_PRICES = f"""
     select latest.*
     from unnest($1::text[]) with ordinality as wanted (ticker, position)
     cross join lateral (
-        select {COLUMNS}
+        select {WITH_CURSOR}
         from prices
         where prices.ticker = wanted.ticker collate "C"
         order by timestamp desc
@@ -176,8 +184,8 @@ _LATEST_PRICES = f"""
 
 
 def _price_stale(row: asyncpg.Record) -> PriceStale:
-    ticker, age, max_age = row["ticker"], row["age_seconds"], row["max_age_seconds"]
-    return PriceStale(f"The newest price of {ticker} is {age} s old, not {max_age} s.")
+    ticker, age = row["ticker"], row["age_seconds"]
+    return PriceStale(f"The newest price of {ticker} is {age} s old, not {row['max_age_seconds']} s.")
 
 
 async def select_latest_prices(pool: Pool, tickers: Sequence[str]) -> list[Price]:
@@ -204,39 +212,39 @@ async def insert_prices(pool: Pool, prices: Iterable[Price], *, timeout: float =
     """
     sql = f"""
         insert into prices ({_NAMES})
-        select {", ".join("source::price_source" if name == "source" else name for name in _TYPES)}
-        from unnest({", ".join(f"${n}::{_CODECS[kind][0]}[]" for n, kind in enumerate(_TYPES.values(), 1))})
+        select {", ".join("source::price_source" if name == "source" else name for name in _INSERTED)}
+        from unnest({", ".join(f"${n}::{_CODECS[kind][0]}[]" for n, kind in enumerate(_INSERTED.values(), 1))})
             as fresh ({_NAMES})
         -- Two writers that lock the same rows in the same order cannot deadlock.
         order by timestamp, ticker collate "C"
         on conflict (ticker, timestamp) do update
-        set {", ".join(f"{name} = excluded.{name}" for name in _TYPES if name not in {"ticker", "timestamp"})}
+        set {", ".join(f"{name} = excluded.{name}" for name in _INSERTED if name not in {"ticker", "timestamp"})}
         -- The order of the values is the order of precedence.
         where prices.source > greatest(excluded.source, 'REQUESTED')
         returning {COLUMNS}
     """
     # One statement cannot update a row twice, so the batch itself keeps one price per row: the best source's first.
     unique: dict[tuple[str, datetime], Price] = {}
-    for price in sorted(prices, key=lambda p: (_RANK[p.source], p.observed_at)):
+    for price in sorted(prices, key=lambda p: (max(list(PriceSource).index(p.source), 1), p.observed_at)):
         unique.setdefault((price.ticker, price.timestamp), price)
-    rows = [tuple(getattr(price, name) for name in _TYPES) for price in unique.values()]
-    if not rows:
+    if not unique:
         return []
+    rows = [tuple(getattr(price, name) for name in _INSERTED) for price in unique.values()]
     with span("insert prices", "client", db__system__name="postgresql", prices=len(rows)):
-        return [price_of(row) for row in await write(pool, sql, *columns(rows, len(_TYPES)), timeout=timeout)]
+        return [price_of(row) for row in await write(pool, sql, *columns(rows, len(_INSERTED)), timeout=timeout)]
 
 
 def dump_price(price: Price) -> dict[str, Any]:
-    """A price as JSON for Redis. The digits are text, because JSON has no exact numbers."""
+    """As JSON for Redis. The digits are text, because JSON has no exact numbers."""
     return {name: _CODECS[kind][1](getattr(price, name)) for name, kind in _TYPES.items()}
 
 
 def load_price(record: dict[str, Any]) -> Price:
-    return Price(**{name: _CODECS[kind][2](record[name]) for name, kind in _TYPES.items()})
+    """Also a record of the release before, which has no batch."""
+    return Price(**{name: _CODECS[kind][2](record[name]) for name, kind in _TYPES.items() if name in record})
 
 
 def price_of(row: Iterable[Any]) -> Price:
-    """From the values of `COLUMNS`."""
-    values = list(row)
-    values[_SOURCE] = PriceSource(values[_SOURCE])
-    return Price(*values)
+    """From a row that begins with the values of `COLUMNS`."""
+    ticker, price, timestamp, observed_at, source, testnet, batch = list(row)[: len(_TYPES)]
+    return Price(ticker, price, timestamp, observed_at, PriceSource(source), testnet, batch)

@@ -9,6 +9,20 @@ from datetime import datetime, timedelta
 
 from shared.storage.database import Pool, fetch
 
+# $1 ticker, $4 now or null. When the running slot, of the schedule in force or of the next one, has ended.
+NEXT_SLOT_END = """
+    select min(date_bin(step, greatest(since, coalesce($4::timestamptz, now())), 'epoch') + step)
+    from (
+        select
+            since,
+            lead(since, 1, 'infinity') over (order by since) as until,
+            make_interval(secs => interval_seconds) as step
+        from schedules
+        where ticker = $1
+    ) as schedule
+    where until > coalesce($4::timestamptz, now())
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Beginning:

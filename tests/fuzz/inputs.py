@@ -22,6 +22,7 @@ DOCUMENTS = [
     '{ fetchJob(id: "00000000000000000000000000000000") { id status failures { code message } } }',
     'mutation { fetchPrices(tickers: ["btc_usd"]) { id status tickers enqueuedAt } }',
     'subscription { priceUpdates(tickers: ["btc_usd"], since: "2026-01-31T12:00:00Z") { price timestamp } }',
+    'subscription { priceUpdates(after: "AQAAAAAAAAAFAALsrJkRUABidGNfdXNk") { price cursor } }',
     'subscription { fetchProgress(id: "0") { status } }',
     "{ __schema { types { name fields { name type { name ofType { name } } } } } }",
     'query A($a: Boolean = true) { latestPrices @include(if: $a) { price } __type(name: "A") { name } }',

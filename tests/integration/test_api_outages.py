@@ -12,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
+from redis.asyncio import Redis
 
 from shared.config.settings import Settings
 from shared.migrate import migrate
@@ -278,3 +279,18 @@ async def test_readiness_is_never_an_internal_error(
     unknown = {"status": "warning", "reason": "unknown"}
     assert response.json()["dependencies"] == {"postgres": down, "redis": down, "worker": unknown, "prices": unknown}
     assert caplog.text.count("RuntimeError: unforeseen") == 2
+
+
+@pytest.mark.parametrize("option", ["maxmemory", "min-replicas-to-write"])
+async def test_a_redis_that_refuses_writes_is_not_ready(outage: Outage, option: str) -> None:
+    async with Redis.from_url(outage.valkey.url) as redis:
+        await redis.config_set(option, 1)
+        try:
+            response = await outage.api.send("GET", "/readyz")
+            assert response.status_code == 503
+            found = response.json()["dependencies"]["redis"]
+            assert found["status"] == "down"
+            assert found["reason"].startswith("Redis refuses writes: ")
+        finally:
+            await redis.config_set(option, 0)
+    await outage.check_works()

@@ -102,6 +102,7 @@ FLOORS = {
         ("storage",),
         ("telemetry",),
         ("config",),
+        ("cursor",),
         ("errors", "grid", "version"),
     ),
 }

@@ -39,8 +39,9 @@ async def _fetch(worker: Worker, job_id: str, tickers: Sequence[str]) -> None:
 
     async def receive(prices: list[Price], errors: dict[str, DeribitError]) -> None:
         failures.extend(FetchFailure(ticker, error.code, error.detail) for ticker, error in errors.items())
-        if await store(worker, prices, []):
-            stored.extend(prices)
+        as_stored = await store(worker, prices, [])
+        if as_stored is not None:
+            stored.extend(as_stored)
         else:
             message = "The price was fetched and will be stored when the storage is back."
             failures.extend(FetchFailure(price.ticker, StorageUnavailable.code, message) for price in prices)

@@ -25,7 +25,7 @@ _STORE_SECONDS = 1.7
 async def store_deferred(ctx: dict[str, Any]) -> bool:
     """Store what was deferred. Returns whether PostgreSQL is available.
 
-    In batches with pauses, so that a database that has just come back can serve others too.
+    In as_stored with pauses, so that a database that has just come back can serve others too.
     """
     worker = worker_of(ctx)
     try:
@@ -42,11 +42,12 @@ async def store_deferred_until_done(ctx: dict[str, Any]) -> None:
         raise arq.Retry(defer=min(2 ** ctx["job_try"], _MAX_STORE_PAUSE_SECONDS))
 
 
-async def store(worker: Worker, prices: Sequence[Price], missed: Sequence[MissedSlot]) -> bool:
-    """Store prices and reasons, or defer them if PostgreSQL is unavailable. Returns whether they are stored."""
+async def store(worker: Worker, prices: Sequence[Price], missed: Sequence[MissedSlot]) -> list[Price] | None:
+    """Store prices and reasons; returns the prices as stored. If PostgreSQL is unavailable, defer them: `None`."""
     try:
         await worker.note_schedule()
-        worker.metrics.note(await insert_prices(worker.pool, prices, timeout=_STORE_SECONDS), [])
+        new = await insert_prices(worker.pool, prices, timeout=_STORE_SECONDS)
+        worker.metrics.note(new, [])
         worker.metrics.note([], await insert_missed_slots(worker.pool, missed, timeout=_STORE_SECONDS))
     except (StorageUnavailable, asyncpg.PostgresError) as error:
         logger.warning("not stored, %d prices deferred: %s", len(prices), error)
@@ -57,8 +58,9 @@ async def store(worker: Worker, prices: Sequence[Price], missed: Sequence[Missed
             with contextlib.suppress(StorageUnavailable):
                 unstored = [_unstored(price) for price in prices if price.source is PriceSource.SCHEDULED]
                 worker.metrics.note([], await insert_missed_slots(worker.pool, unstored, timeout=_STORE_SECONDS))
-        return False
-    return True
+        return None
+    as_stored = {(price.ticker, price.timestamp): price for price in new}
+    return [as_stored.get((price.ticker, price.timestamp), price) for price in prices]
 
 
 def _unstored(price: Price) -> MissedSlot:

@@ -1,6 +1,7 @@
 """The answer that PostgreSQL writes is the one that Strawberry gives."""
 
 import json
+import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -26,6 +27,7 @@ from server.schema.persisted_queries import PersistedQueries
 from server.schema.root import schema
 from shared.config.settings import Settings
 from shared.local.servers import free_port
+from shared.queue.client import open_redis
 from shared.storage.database import create_pool, fetch
 from shared.storage.missed_slots import GapReason, MissedSlot, insert_missed_slots
 from shared.storage.prices import Price, PriceSource, insert_prices
@@ -33,12 +35,28 @@ from shared.storage.schedules import insert_schedules
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
-FIELDS = ["ticker", "price", "timestamp", "observedAt", "source", "testnet", "__typename"]
+FIELDS = ["ticker", "price", "timestamp", "observedAt", "source", "testnet", "cursor", "__typename"]
 CANDLE_FIELDS = ["ticker", "start", "open", "high", "low", "close", "samples", "complete", "__typename"]
 COVERAGE_FIELDS = ["expected", "present", "dropped", "ratio", "complete", "__typename"]
 GAP_FIELDS = ["fromDt", "toDt", "missing", "reason", "detail", "__typename"]
 TICKER_FIELDS = ["name", "intervalSeconds", "stale", "firstTimestamp", "keptFrom", "__typename"]
-INTERVALS = ["ONE_MINUTE", "FIVE_MINUTES", "FIFTEEN_MINUTES", "ONE_HOUR", "FOUR_HOURS", "ONE_DAY"]
+STATISTICS_FIELDS = ["change", "twap", "changePercent", "realizedVolatility", "samples", "__typename"]
+PRICE_AT_FIELDS = ["at", "ageSeconds", "__typename"]
+FIELDS_OF = {
+    "Price": FIELDS,
+    "Candle": CANDLE_FIELDS,
+    "Coverage": COVERAGE_FIELDS,
+    "Gap": GAP_FIELDS,
+    "Ticker": TICKER_FIELDS,
+    "Statistics": STATISTICS_FIELDS,
+    "PriceAt": PRICE_AT_FIELDS,
+}
+NESTED = {
+    "Ticker": {"latest": "Price"},
+    "Statistics": {"open": "Price", "high": "Price", "low": "Price", "coverage": "Coverage"},
+    "PriceAt": {"price": "Price", "gap": "Gap"},
+}
+INTERVALS = ["ONE_MINUTE", "FIVE_MINUTES", "FIFTEEN_MINUTES", "ONE_HOUR", "FOUR_HOURS", "ONE_DAY", "ONE_WEEK"]
 DIGITS = ["91234.56", "2722.40", "0.00001583", "7", "2200", "0.0000000001", "123456789012345678.123456789012345678"]
 MICROSECONDS = [0, 1, 27885, 100000, 999999]
 FETCHED_ROWS = 12
@@ -171,9 +189,8 @@ def arguments(draw: st.DrawFn, variables: dict[str, tuple[str, Any]], values: di
 
 @st.composite
 def selections(draw: st.DrawFn, kind: str = "Price", depth: int = 0) -> str:
-    fields = {"Price": FIELDS, "Candle": CANDLE_FIELDS, "Coverage": COVERAGE_FIELDS, "Ticker": TICKER_FIELDS}[kind]
     parts = []
-    for name in draw(st.lists(st.sampled_from(fields), min_size=1, max_size=5)):
+    for name in draw(st.lists(st.sampled_from(FIELDS_OF[kind]), min_size=1, max_size=5)):
         alias = draw(st.sampled_from(["", "", "", f"as_{name}: "]))
         parts.append(f"{alias}{name}{draw(directives)}")
     if depth < 2 and draw(st.integers(0, 3)) == 0:
@@ -181,8 +198,9 @@ def selections(draw: st.DrawFn, kind: str = "Price", depth: int = 0) -> str:
         parts.append(f"{condition}{draw(directives)} {draw(selections(kind, depth + 1))}")
     if kind == "Price" and draw(st.integers(0, 3)) == 0:
         parts.append("...Named")
-    if kind == "Ticker" and draw(st.booleans()):
-        parts.append(f"latest {draw(selections('Price', 2))}")
+    for name, inner in NESTED.get(kind, {}).items():
+        if draw(st.booleans()):
+            parts.append(f"{name} {draw(selections(inner, 2))}")
     if kind == "Coverage" and draw(st.booleans()):
         names = draw(st.lists(st.sampled_from(GAP_FIELDS), min_size=1, max_size=4))
         parts.append(f"gaps{draw(st.sampled_from(['', '(limit: 2)', '(limit: 0)']))} {{ {' '.join(names)} }}")
@@ -204,7 +222,7 @@ def roots(draw: st.DrawFn, variables: dict[str, tuple[str, Any]]) -> str:
     def field(name: str, values: dict[str, tuple[str, Any]], kind: str) -> str:
         return f"{name}{draw(arguments(variables, values))}{draw(directives)} {draw(selections(kind))}"
 
-    match draw(st.sampled_from([*range(6)] * 3 + [6, 7, 8, 9, 9])):
+    match draw(st.sampled_from([*range(7), 10, 11] * 3 + [7, 8, 9, 9])):
         case 0:
             ages = {"maxAgeSeconds": ("Int", st.sampled_from([10**9, 10**9, 5, -1]))}
             return field("latestPrice", ticker | (ages if draw(st.booleans()) else {}), "Price")
@@ -220,6 +238,12 @@ def roots(draw: st.DrawFn, variables: dict[str, tuple[str, Any]]) -> str:
             return f"candles(interval: {interval}, {written[1:]}{draw(directives)} {draw(selections('Candle'))}"
         case 5:
             return field("coverage", ticker | bounds, "Coverage")
+        case 10:
+            return field("statistics", ticker | bounds, "Statistics")
+        case 11:
+            several = {"at": ("[DateTime!]!", st.lists(instants, max_size=4))}
+            tolerance = {"toleranceSeconds": ("Int", mostly([0, 1, 300, 10**9], [-1]))}
+            return field("pricesAt", ticker | several | tolerance, "PriceAt")
         case 6 | 7:
             return f"tickers {draw(selections('Ticker'))}"
         case 8:
@@ -247,7 +271,7 @@ def documents(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
 
 
 COMPILED: Counter[str] = Counter()
-NOTED = ("candles", "coverage", "tickers", "latest ", "maxAge", "@include", "@skip", "$yes")
+NOTED = ("candles", "coverage", "statistics", "pricesAt", "tickers", "maxAge", "@include", "@skip", "$yes")
 "In nearly every run. Rarer shapes are among the ordinary documents below."
 
 
@@ -258,10 +282,7 @@ async def test_the_compiled_answer_is_strawberrys(api: Api, document: tuple[str,
     answer = await (api.get if is_get else api.post)(query, variables)
     if answer is not None:
         COMPILED["documents"] += 1
-        COMPILED.update(
-            name for name in ("candles", "coverage", "gaps", "tickers", "latest ", "maxAge") if name in query
-        )
-        COMPILED.update(name for name in ("@include", "@skip", "__schema", "fetchJob", "$yes") if name in query)
+        COMPILED.update(name for name in NOTED if name in query)
         assert strict(answer) == strict(await plainly(api.context, query, variables))
 
 
@@ -281,6 +302,18 @@ def test_a_good_part_of_the_generated_documents_was_compiled() -> None:
         'toDt: "2026-03-01T00:09:00Z") { start open high low close samples complete } __schema { __typename } }',
         '{ coverage(ticker: "btc_usd", fromDt: "2026-03-01T00:00:00Z", toDt: "2026-03-01T01:00:00Z") '
         "{ expected present ratio gaps(limit: 9) { fromDt toDt missing reason detail } complete } }",
+        '{ statistics(ticker: "btc_usd", fromDt: "2026-03-01T00:00:00Z", toDt: "2026-03-01T01:00:00Z") '
+        "{ open { price } "
+        "close { ...F } high { price } low { timestamp } change changePercent twap realizedVolatility samples "
+        "coverage { present a: gaps(limit: 2) { fromDt detail } gaps { toDt reason } } } } "
+        "fragment F on Price { price source }",
+        'query ($at: [DateTime!]! = ["2026-03-01T00:03:00Z", "2026-03-01T00:59:59.999999Z", "2026-02-01T00:00:00Z"]) '
+        '{ pricesAt(ticker: "btc_usd", at: $at) { at ageSeconds price { price observedAt } '
+        "gap { fromDt toDt missing reason detail } } }",
+        '{ pricesAt(ticker: "btc_usd", at: ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"]) '
+        "{ at gap { toDt } } }",
+        '{ pricesAt(ticker: "btc_usd", at: [], toleranceSeconds: 5) { at } b: pricesAt(ticker: "eth_usd", '
+        'at: "2026-03-01T00:02:00Z") { at price { price } } }',
         '{ latestPrice(ticker: "eth_usd") { ...{ a: price } ...F } } fragment F on Price { __typename b: price }',
         "{ __typename latestPrices { ticker price observedAt testnet source timestamp __typename } }",
         'query ($n: Int! = 3) { priceHistory(ticker: "btc_usd", limit: $n) { price } priceHistory(ticker: "btc_usd", '
@@ -306,6 +339,8 @@ async def test_ordinary_documents_are_compiled(api: Api, query: str) -> None:
         "mutation { fetchPrices { id } }",
         '{ priceHistory(ticker: "btc_usd", limit: 0) { price } }',
         '{ latestPrice(ticker: "no_such") { price } }',
+        '{ pricesAt(ticker: "btc_usd", at: ["yesterday"]) { at } }',
+        '{ pricesAt(ticker: "btc_usd", at: [], toleranceSeconds: -1) { at } }',
         "{ latestPrice { price } }",
         "{ nonsense",
         "query A { __typename } query B { latestPrices { price } }",
@@ -326,15 +361,44 @@ async def test_more_rows_than_a_request_may_ask_for_are_passed_on(api: Api) -> N
     assert await api.post(f"{{ {fields} }}") is None
 
 
-async def test_storage_away_is_answered_as_strawberry_would(redis: Any, settings: Settings) -> None:
+@pytest.mark.parametrize(
+    "query",
+    [
+        '{ __typename a: latestPrice(ticker: "btc_usd") { price } latestPrices { price } }',
+        '{ fetchJob(id: "x") { id } a: latestPrice(ticker: "btc_usd") { price } __type(name: "Gap") { name } }',
+    ],
+)
+async def test_an_outage_of_the_storage_is_answered_as_strawberry_would(
+    redis: Any, settings: Settings, query: str
+) -> None:
     nowhere = settings.model_copy(update={"database_url": f"postgresql://u:p@127.0.0.1:{free_port()}/d"})
     async with create_pool(nowhere, name="tests") as pool:
         api = Api(Context(pool, redis, settings))
-        query = '{ __typename a: latestPrice(ticker: "btc_usd") { price } latestPrices { price } }'
         async with api.http:
             answer = await api.post(query)
         assert answer is not None
         assert json.loads(answer) == json.loads(await plainly(api.context, query))
+
+
+async def test_an_outage_of_both_servers_is_answered_in_time(settings: Settings) -> None:
+    """Their sockets take connections and never answer."""
+    query = f'{{ fetchJob(id: "{"0" * 32}") {{ id }} a: latestPrice(ticker: "btc_usd") {{ price }} }}'
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        urls = {"database_url": f"postgresql://u:p@127.0.0.1:{port}/d", "redis_url": f"redis://127.0.0.1:{port}"}
+        silenced = settings.model_copy(update=urls)
+        async with create_pool(silenced, name="tests") as pool, open_redis(silenced, retries=0) as redis:
+            api = Api(Context(pool, redis, silenced))
+            started = time.monotonic()
+            async with api.http:
+                answer = json.loads(await api.post(query) or "null")
+            assert time.monotonic() - started < 4  # one after the other they would take longer on any machine
+    assert answer["data"] == {"fetchJob": None, "a": None}
+    found = {error["path"][0]: error["extensions"]["code"] for error in answer["errors"]}
+    assert found == {"a": "STORAGE_UNAVAILABLE", "fetchJob": "QUEUE_UNAVAILABLE"}
+    assert [error["locations"] for error in answer["errors"] if error["path"] == ["fetchJob"]] == [
+        [{"line": 1, "column": 3}]
+    ]
 
 
 async def test_a_fault_of_ours_is_passed_on_to_be_masked(api: Api) -> None:

@@ -14,6 +14,7 @@ from strawberry.schema.config import StrawberryConfig
 from server.http.endpoint import GraphQLView
 from server.metrics import Metrics
 from server.protection.admission import Admission
+from server.protection.document_queue import DocumentQueue
 from server.reads.context import Context
 from server.schema.persisted_queries import PersistedQueries
 from server.schema.root import Query, Schema, schema
@@ -411,3 +412,28 @@ async def test_without_cors_origins_there_are_no_cors_headers(api: Api) -> None:
         assert response.status_code < 300
         assert cors(response) == {}
         assert "Origin" not in response.headers.get("vary", "")
+
+
+LONG_DOCUMENTS = {
+    "compiled": ("{ latestPrices { %s } }", "application/json"),
+    "by Strawberry": ('{ fetchJob(id: "0") { %s } }', "application/json"),
+    "refused": ("{ nothing { %s } }", "application/json"),
+    "an event stream": ('subscription { priceUpdates(tickers: ["x"]) { %s } }', "text/event-stream"),
+}
+
+
+@pytest.mark.parametrize("name", LONG_DOCUMENTS)
+async def test_a_long_document_waits_for_one_turn(api: Api, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    turns: list[DocumentQueue] = []
+    wait = DocumentQueue.wait
+
+    async def count(queue: DocumentQueue) -> None:
+        turns.append(queue)
+        await wait(queue)
+
+    monkeypatch.setattr(DocumentQueue, "wait", count)
+    document, accept = LONG_DOCUMENTS[name]
+    body = {"query": document % ("__typename " * 200)}
+    response = await api.send("POST", "/graphql", json=body, headers={"Accept": accept})
+    assert response.status_code == 200
+    assert len(turns) == 1

@@ -116,7 +116,7 @@ async def test_without_prices_there_are_no_candles(context: Context) -> None:
         (arguments("12:00:00", "13:00:00") + ", limit: 0", "BAD_USER_INPUT", "limit is 0; accepted are 1 to 10000."),
         (arguments("12:00:00", "13:00:00") + ", limit: 10001", "BAD_USER_INPUT", "limit is 10001"),
         (arguments("12:00:00", "13:00:00", ticker="doge_usd"), "UNKNOWN_TICKER", "'doge_usd' is not collected here"),
-        (arguments("12:00:00", "13:00:00", "ONE_WEEK"), "GRAPHQL_VALIDATION_FAILED", "ONE_WEEK"),
+        (arguments("12:00:00", "13:00:00", "ONE_MONTH"), "GRAPHQL_VALIDATION_FAILED", "ONE_MONTH"),
     ],
 )
 async def test_refused_arguments(context: Context, asked: str, code: str, said: str) -> None:

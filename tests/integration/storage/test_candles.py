@@ -14,7 +14,7 @@ import pytest
 from shared.config.settings import Settings
 from shared.grid import EPOCH, slot_of
 from shared.migrate import migrate, read_migrations
-from shared.storage.candles import LENGTHS, CandleInterval
+from shared.storage.candles import LENGTHS, MONDAY, CandleInterval
 from shared.storage.database import Pool, create_pool, fetch
 from shared.storage.prices import Price, PriceSource, insert_prices
 from tests.integration.examples import MINUTE, NOON, example_price, insert_schedule_rows, select_all_prices
@@ -27,6 +27,11 @@ FROM, TO = NOON - timedelta(days=30), NOON + timedelta(days=30)
 Schedules = Sequence[tuple[str, datetime, int]]
 
 
+def bucket_of(instant: datetime, length: timedelta) -> datetime:
+    """The beginning of the candle; weeks begin on Monday."""
+    return instant - (instant - MONDAY) % length
+
+
 def recount(
     prices: Iterable[Price], schedules: Schedules, ticker: str, interval: CandleInterval, now: datetime
 ) -> list[Candle]:
@@ -35,7 +40,7 @@ def recount(
     own = sorted((p for p in prices if p.ticker == ticker), key=lambda p: p.timestamp)
     buckets: dict[datetime, list[Price]] = {}
     for price in own:
-        buckets.setdefault(slot_of(price.timestamp, length), []).append(price)
+        buckets.setdefault(bucket_of(price.timestamp, length), []).append(price)
     stored = {price.timestamp for price in own}
     grids = sorted((since, seconds) for name, since, seconds in schedules if name == ticker)
     untils = [*(since for since, _ in grids[1:]), datetime.max.replace(tzinfo=UTC)]
@@ -158,16 +163,31 @@ async def test_complete_candles_of_every_interval(pool: Pool) -> None:
     slots += [slots[-1] + SECOND * 20 * n for n in range(1, 3 * 60 * 18)]
     await insert_prices(pool, [example_price(slot) for slot in slots if slot < midnight + 24 * HOUR])
     assert {interval: all(c.complete for c in found) for interval, found in (await check(pool, schedules)).items()} == (
-        dict.fromkeys(CandleInterval, True)
+        {interval: interval is not CandleInterval.ONE_WEEK for interval in CandleInterval}
     )
     await fetch(pool, "delete from prices where timestamp = $1", NOON + SECOND * 40)
     missing = {
         name: [c.start for c in found if not c.complete] for name, found in (await check(pool, schedules)).items()
     }
-    assert missing == {name: [slot_of(NOON, length)] for name, length in LENGTHS.items()}
+    assert missing == {name: [bucket_of(NOON, length)] for name, length in LENGTHS.items()}
     assert [(c.start, c.complete) for c in (await check(pool, schedules, NOON))[CandleInterval.ONE_DAY]] == (
         [(midnight, False)]
     )
+
+
+async def test_a_week_is_complete_from_monday_to_monday(pool: Pool) -> None:
+    monday = datetime(2026, 1, 26, tzinfo=UTC)
+    schedules = [("btc_usd", monday - HOUR, 3600)]
+    await insert_schedule_rows(pool, schedules)
+    await insert_prices(pool, [example_price(monday + HOUR * n, f"{n + 2}.5") for n in range(-1, 2 * 7 * 24)])
+    weeks = (await check(pool, schedules))[CandleInterval.ONE_WEEK]
+    assert [(c.start, c.open, c.samples, c.complete) for c in weeks] == [
+        (monday - timedelta(days=7), Decimal("1.5"), 1, False),
+        (monday, Decimal("2.5"), 168, True),
+        (monday + timedelta(days=7), Decimal("170.5"), 168, True),
+    ]
+    weeks = (await check(pool, schedules, monday + timedelta(days=14, microseconds=-1)))[CandleInterval.ONE_WEEK]
+    assert [c.complete for c in weeks] == [False, True, False]
 
 
 async def test_writers_at_once_lose_nothing_of_one_anothers(pool: Pool) -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import shutil
 import socket as sockets
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -20,6 +22,7 @@ from shared.storage.prices import Price, insert_prices
 from tests.embedded import start_postgres, start_valkey
 from tests.integration.live import FOLLOW, LiveApi, Socket, at, price, serve_live, spelled
 from tests.integration.test_api_outages import silent
+from tests.reads import select_price_history
 
 CUT = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'server, live'"
 PROGRESS = "subscription($id: ID!) { fetchProgress(id: $id) { status } }"
@@ -40,6 +43,18 @@ class Outage:
 
     def restart_postgres(self) -> None:
         self.postgres = start_postgres(self.folder / "postgres", port=self.postgres.port, options={"fsync": "off"})
+
+    def back_up(self) -> None:
+        self.postgres.stop(5)
+        subprocess.run(["cp", "-a", self.folder / "postgres", self.folder / "backup"], check=True)
+        self.restart_postgres()
+
+    def restore(self) -> None:
+        """As after a failover that lost what was stored last."""
+        self.kill_postgres()
+        shutil.rmtree(self.folder / "postgres")
+        shutil.move(self.folder / "backup", self.folder / "postgres")
+        self.restart_postgres()
 
     def kill_valkey(self) -> None:
         self.valkey.process.kill()
@@ -187,6 +202,49 @@ async def test_a_client_reconnects_to_another_api_with_the_last_timestamp(own: O
             assert await socket.prices(3) == spelled([missed[2], *missed[:2]])
             await store(pool, [price("btc_usd", 2)])
             assert await socket.price() == spelled([price("btc_usd", 2)])[0]
+
+
+RESUME = "subscription($after: ID) { priceUpdates(after: $after) { ticker price timestamp } }"
+
+
+@pytest.mark.parametrize("lost", [3, 30])
+async def test_followers_go_on_after_a_restore_that_lost_prices(own: Outage, live: LiveApi, lost: int) -> None:
+    """With fewer new prices than were lost, and with more."""
+    kept = [price("btc_usd", minute) for minute in range(5)]
+    async with own.writer() as pool:
+        await store(pool, kept)
+    own.back_up()
+    gone = [price("btc_usd", 10 + minute) for minute in range(lost)]
+    new = [price("btc_usd", 100 + minute) for minute in range(10)]
+    # Their batches are those of lost prices.
+    async with live.socket() as plain, live.socket() as since, live.socket() as after:
+        while not await follows(plain):
+            pass
+        await since.subscribe(FOLLOW, since=at(3))
+        async with own.writer() as pool:
+            [last] = await select_price_history(pool, "btc_usd", None, 1)
+            await after.subscribe(RESUME, after=last.cursor)
+            assert await since.price() == spelled(kept[4:])[0]
+            for one in gone:
+                await store(pool, [one])
+            [lost_price] = await select_price_history(pool, "btc_usd", None, 1)
+        for socket in (plain, since, after):
+            assert await socket.prices(lost) == spelled(gone)
+        own.restore()
+        async with own.writer() as pool:
+            for one in new:
+                await store(pool, [one])
+            [last] = await select_price_history(pool, "btc_usd", price("btc_usd", 104).timestamp, 1)
+        for socket in (plain, since, after):
+            assert await socket.prices(10) == spelled(new)
+            assert await socket.is_silent()
+        async with live.socket() as socket:
+            await socket.subscribe(RESUME, "lost", after=lost_price.cursor)
+            [error] = (await socket.answer())["errors"]
+            assert error["extensions"] == {"code": "BAD_USER_INPUT"}
+            assert await socket.receive() == {"type": "complete", "id": "lost"}
+            await socket.subscribe(RESUME, after=last.cursor)
+            assert await socket.prices(6) == spelled(new[4:])
 
 
 async def follows(socket: Socket) -> bool:

@@ -291,4 +291,4 @@ async def test_a_subscriber_that_does_not_read_is_closed_and_delays_no_other(set
         with contextlib.suppress(ConnectionClosed):
             while await slow.price():
                 pass
-        assert await slow.closed() == (1013, "Too slow: reconnect with `since`")
+        assert await slow.closed() == (1013, "Too slow: reconnect with `after`")

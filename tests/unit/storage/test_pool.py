@@ -269,3 +269,30 @@ async def test_a_late_event_loop_reads_before_it_closes() -> None:
     assert not kept.is_closed()
     while not kept.is_closed():
         await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(),
+        asyncpg.InterfaceError("closed"),
+        asyncpg.InternalClientError("got result for unknown protocol state 0"),
+        AttributeError("'NoneType' object has no attribute 'decode'"),
+    ],
+)
+async def test_a_cancelled_statement_whose_connection_is_lost_makes_room(error: Exception) -> None:
+    """These are asyncpg's errors for it."""
+
+    class Lost(FakeConnection):
+        async def fetch(self, sql: str) -> None:
+            raise error
+
+    async def connect() -> Connection:
+        return cast(Connection, Lost())
+
+    pool = Pool(connect, 1)
+    lost = await pool.take(in_seconds(5))
+    pool.give_back_cancelled(lost)
+    [task] = pool._settling
+    await asyncio.wait([task])
+    assert (task.exception(), lost.is_closed(), pool.open) == (None, True, 0)

@@ -205,7 +205,7 @@ function link(): void {
       : inGraphiQL(CANDLES, { ...variables, interval: history.interval, limit: MAX_LIMIT });
   const links = {
     "prices-query": inGraphiQL(TICKERS),
-    "live-query": inGraphiQL(PRICE_UPDATES, { tickers: null, since: tickers.seenUntil }),
+    "live-query": inGraphiQL(PRICE_UPDATES, { tickers: null, since: tickers.seenUntil, after: null }),
     "chart-query": rows,
     "completeness-query": inGraphiQL(COVERAGE, variables),
   };

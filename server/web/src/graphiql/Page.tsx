@@ -15,7 +15,7 @@ export function Page({ url, ...props }: Props) {
   return (
     <GraphiQL fetcher={fetcher} storage={storage} shouldPersistHeaders={false} {...props}>
       <GraphiQL.Logo>
-        <a className="graphiql-logo-link" href="/">
+        <a className="graphiql-logo-link" href="./">
           Dashboard
         </a>
       </GraphiQL.Logo>

@@ -43,6 +43,6 @@ function readable(variables: string): string {
   }
 }
 
-const url = new URL("/graphql", location.href).href;
+const url = new URL("graphql", location.href).href;
 const root = createRoot(document.getElementById("graphiql")!);
 root.render(<Page url={url} {...await tabs(url)} />);

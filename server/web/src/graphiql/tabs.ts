@@ -108,16 +108,23 @@ subscription FetchProgress($id: ID!) {
 `;
 
 const LIVE = `# The prices stored after $since, then each
-# new price.
+# new price. To go on after a break, put the last
+# price's cursor into $after, and null into $since.
 subscription LivePrices(
   $tickers: [String!]
   $since: DateTime
+  $after: ID
 ) {
-  priceUpdates(tickers: $tickers, since: $since) {
+  priceUpdates(
+    tickers: $tickers
+    since: $since
+    after: $after
+  ) {
     ticker
     price
     timestamp
     source
+    cursor
   }
 }
 `;
@@ -134,7 +141,7 @@ export async function exampleTabs(url: string): Promise<Tab[]> {
     tab(HISTORY, { ticker, limit: 10, before: null }),
     tab(PERIOD, { ticker, fromDt: instant(slot - PERIOD_SECONDS), toDt: instant(slot) }),
     tab(FETCH, { tickers: names, id: "" }),
-    tab(LIVE, { tickers: names, since: instant(slot - 2 * interval) }),
+    tab(LIVE, { tickers: names, since: instant(slot - 2 * interval), after: null }),
   ];
 }
 

@@ -79,7 +79,7 @@ async function send<Data>(query: string, variables: object, { token: tried, sign
   const timeout = AbortSignal.timeout(TIMEOUT);
   let answer: { data?: Data | null; errors?: CodedError[] };
   try {
-    const response = await fetch("/graphql", {
+    const response = await fetch("graphql", {
       method: "POST",
       headers: {
         "Content-Type": "application/json",

@@ -11,6 +11,11 @@ export interface Price {
   testnet: boolean;
 }
 
+/** A price of the live connection, with its place in the order of storing. */
+export interface PlacedPrice extends Price {
+  cursor: string;
+}
+
 export interface Ticker {
   name: string;
   intervalSeconds: number;
@@ -144,11 +149,11 @@ export const FETCH_STATE = `query FetchState($id: ID!) {
   fetchJob(id: $id) { ${FETCH_JOB} }
 }`;
 
-export const PRICE_UPDATES = `subscription PriceUpdates($tickers: [String!], $since: DateTime) {
-  priceUpdates(tickers: $tickers, since: $since) { ${PRICE} }
+export const PRICE_UPDATES = `subscription PriceUpdates($tickers: [String!], $since: DateTime, $after: ID) {
+  priceUpdates(tickers: $tickers, since: $since, after: $after) { ${PRICE} cursor }
 }`;
 
 /** The address that opens this document in GraphiQL, ready to run. */
 export function inGraphiQL(query: string, variables: object = {}): string {
-  return `/graphql?${new URLSearchParams({ query, variables: JSON.stringify(variables, null, 2) })}`;
+  return `graphql?${new URLSearchParams({ query, variables: JSON.stringify(variables, null, 2) })}`;
 }

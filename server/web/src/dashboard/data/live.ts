@@ -3,7 +3,7 @@
 import { type Client, createClient } from "graphql-ws";
 import { SECOND } from "../text/time";
 import { ApiError, authorization, type CodedError, keepToken, Locked, LOCKED_FOR, refusal } from "./api";
-import { FETCH_PROGRESS, type FetchJob, type Price, PRICE_UPDATES } from "./documents";
+import { FETCH_PROGRESS, type FetchJob, type PlacedPrice, type Price, PRICE_UPDATES } from "./documents";
 
 export type Connection = "connecting" | "live" | "lost";
 
@@ -18,7 +18,7 @@ const SETTLES_WITHIN = 0.4 * SECOND;
 const REFUSALS = [4401, 4403];
 
 interface Listener {
-  /** The subscription's `since`. */
+  /** Where to begin: the subscription's `since`, until the first price has come. */
   since: () => string;
   onPrice: (price: Price) => void;
   onChange: (connection: Connection) => void;
@@ -38,14 +38,16 @@ export class Live {
   private wake: (() => void) | null = null;
   private pong = 0;
   private sent: { Authorization: string } | undefined;
+  /** The last price's cursor, to go on behind it. */
+  private cursor: string | null = null;
 
   constructor(private readonly listener: Listener) {
     this.client = createClient({
-      url: new URL("/graphql", location.href).href.replace(/^http/, "ws"),
+      url: new URL("graphql", location.href).href.replace(/^http/, "ws"),
       keepAlive: PING_EVERY,
       connectionAckWaitTimeout: ACK_WITHIN,
       connectionParams: () => (this.sent = authorization()),
-      // The client's own retries would repeat the old `since`, so `run` subscribes again instead.
+      // The client's own retries would repeat the old variables, so `run` subscribes again instead.
       retryAttempts: 0,
       on: {
         // A dead connection may send no close frame.
@@ -112,18 +114,24 @@ export class Live {
         unlisten();
         resolve(error);
       };
-      // A getter, because the client may send the subscription later.
-      const { since } = this.listener;
-      const variables = Object.defineProperty({}, "since", { enumerable: true, get: since });
-      const unsubscribe = this.client.subscribe<{ priceUpdates: Price }>(
+      // Getters, because the client may send the subscription later.
+      const variables = Object.defineProperties({}, {
+        since: { enumerable: true, get: () => (this.cursor ? null : this.listener.since()) },
+        after: { enumerable: true, get: () => this.cursor },
+      });
+      const unsubscribe = this.client.subscribe<{ priceUpdates: PlacedPrice }>(
         { query: PRICE_UPDATES, variables },
         {
           next: ({ data, errors }) => {
             if (data) {
               if (this.connection !== "live") settle();
+              this.cursor = data.priceUpdates.cursor;
               this.listener.onPrice(data.priceUpdates);
             } else if (errors?.[0]) {
-              end(refusal(errors[0]));
+              const error = refusal(errors[0]);
+              // The database was restored without that price.
+              if (error.code === "BAD_USER_INPUT") this.cursor = null;
+              end(error);
               unsubscribe();
             }
           },

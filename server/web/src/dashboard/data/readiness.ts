@@ -16,7 +16,7 @@ interface Dependency {
 /** The unknown ones of these tickers. Without an answer the list is empty, because `/readyz` only explains what is shown. */
 export async function readUnknownIndices(tickers: string[]): Promise<UnknownIndex[]> {
   try {
-    const response = await fetch("/readyz", { signal: AbortSignal.timeout(TIMEOUT) });
+    const response = await fetch("readyz", { signal: AbortSignal.timeout(TIMEOUT) });
     const { dependencies } = (await response.json()) as { dependencies: Record<string, Dependency> };
     const all = Object.values(dependencies);
     const listed = all.flatMap(({ unknownIndices }) => unknownIndices ?? []);
