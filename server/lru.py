@@ -7,8 +7,8 @@ from typing import Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
-MAX_DOCUMENT_CHARACTERS = 100_000
-"Of all documents in one cache. A syntax tree takes up to 300 bytes for each character, so this is up to 30 MB."
+MAX_DOCUMENT_CHARACTERS = 50_000
+"Of all documents in one cache. A syntax tree takes up to 300 bytes for each character, so this is up to 15 MB."
 
 _ENTRY_CHARACTERS = 100
 "The cost of an entry besides its texts."

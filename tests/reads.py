@@ -6,9 +6,9 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from shared.storage import candles, coverage, prices
+from shared.storage import candles, coverage, gaps, prices
 from shared.storage.candles import CandleInterval
-from shared.storage.coverage import Coverage
+from shared.storage.coverage import Coverage, coverage_of
 from shared.storage.database import Pool, Statement, fetch
 from shared.storage.missed_slots import GapReason
 from shared.storage.prices import Price, price_of
@@ -77,11 +77,11 @@ async def select_coverage(
     pool: Pool, ticker: str, from_dt: datetime, to_dt: datetime, now: datetime | None = None
 ) -> Coverage:
     [row] = await rows_of(pool, coverage.coverage(ticker, from_dt, to_dt, now))
-    return Coverage(row["expected"], row["present"], row["dropped"])
+    return coverage_of(row)
 
 
 async def select_gaps(
     pool: Pool, ticker: str, from_dt: datetime, to_dt: datetime, now: datetime | None, limit: int
 ) -> list[Gap]:
-    rows = await rows_of(pool, coverage.gaps(ticker, from_dt, to_dt, limit, now))
+    rows = await rows_of(pool, gaps.gaps(ticker, from_dt, to_dt, limit, now))
     return [Gap(row["from_dt"], row["to_dt"], row["missing"], GapReason(row["reason"]), row["detail"]) for row in rows]

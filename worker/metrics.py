@@ -107,6 +107,9 @@ class Metrics(Collector):
             "Missed slots that neither the exchange's trades nor its chart have anything for: they stay missing.",
             ["ticker"],
         )
+        self.dropped = counter(
+            "prices_dropped", "Prices deleted because they are older than RETENTION_DAYS.", ["ticker"]
+        )
         self.deferred = counter("prices_deferred", "Prices put aside in Redis, for PostgreSQL did not take them.")
         self._history_from = Gauge(
             "history_from_timestamp_seconds",
@@ -132,7 +135,13 @@ class Metrics(Collector):
             self._calls.labels(method, OK)
             self._call_seconds.labels(method)
         for ticker in tickers:
-            for by_ticker in (*self._stored.values(), self.unanswered, self._history_from, self._filling_to):
+            for by_ticker in (
+                *self._stored.values(),
+                self.unanswered,
+                self.dropped,
+                self._history_from,
+                self._filling_to,
+            ):
                 by_ticker.labels(ticker)
             for reason in REASONS:
                 self._missed.labels(ticker, reason)

@@ -13,14 +13,15 @@ from hashlib import blake2b
 from typing import Any
 from uuid import UUID
 
-from server.compiled.plans import FallBackToStrawberry, Plan
+from server.compiled.plans import FallBackToStrawberry, Outline
+from server.compiled.rest import Rest
 from server.compiled.single_flight import SingleFlight
 from server.http.compression import gzip
 from server.lru import LRU
 from shared.grid import to_microseconds
 from shared.storage.database import DEADLINE_SECONDS, Pool
 
-KEPT_BYTES = 16 * 1024 * 1024
+KEPT_BYTES = 8 * 1024 * 1024
 "Of all requests and their answers."
 
 MAX_ANSWER_BYTES = KEPT_BYTES // 4
@@ -30,7 +31,7 @@ MAX_REQUEST_BYTES = 2048
 "A longer request is parsed each time it comes."
 
 _REQUEST_BYTES = 3000
-"What a request takes besides its bytes and its answer."
+"What a request takes besides its texts and its answer."
 
 VERSION_SECONDS = 0.9
 "For reading the version; the rest of a deadline is for computing the answer."
@@ -65,12 +66,13 @@ class Request:
 
     key: bytes
     "The bytes of the request, on which all the rest depends. Empty if the request is not to be remembered."
-    plan: Plan
+    outline: Outline
     statement: SingleFlight
     identity: bytes
     "The statement and its parameters: what the answer depends on besides the data."
+    rest: Rest | None
     variables: dict[str, Any] | None
-    "For the part that Strawberry answers."
+    "For `rest`."
     kept: Answer | None = None
 
 
@@ -86,8 +88,9 @@ class Answers:
 
     def remember(self, request: Request) -> None:
         if request.key and len(request.key) <= MAX_REQUEST_BYTES:
-            size = 0 if request.kept is None else request.kept.size
-            self._recent.put(request.key, request, _REQUEST_BYTES + len(request.key) + size)
+            texts = 2 * len(request.key) + len(request.identity) + request.statement.length
+            answer = 0 if request.kept is None else request.kept.size
+            self._recent.put(request.key, request, _REQUEST_BYTES + texts + answer)
 
     async def answer(self, pool: Pool, request: Request, tags: str | None = None) -> Answer:
         """`tags`: of If-None-Match.

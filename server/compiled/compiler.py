@@ -17,6 +17,7 @@ from graphql import (
     GraphQLObjectType,
     OperationDefinitionNode,
     OperationType,
+    get_location,
     get_named_type,
     get_operation_ast,
     get_variable_values,
@@ -24,9 +25,10 @@ from graphql import (
 )
 from graphql.execution.collect_fields import FieldDetails, FragmentDetails, collect_fields, collect_subfields
 from graphql.execution.values import VariableValues
+from graphql.language.location import FormattedSourceLocation
 
 from server.compiled.json_sql import Member, Selected
-from server.compiled.plans import Call, FallBackToStrawberry, Plan, Root, snake_case, statements_of
+from server.compiled.plans import Call, FallBackToStrawberry, Outline, Plan, Root, snake_case, statements_of
 from server.compiled.rest import leave_to_strawberry
 from server.compiled.variables import NeedsCoercion, plain_readers, read_plain, split_arguments, variables_in
 from server.lru import DocumentCache
@@ -133,7 +135,9 @@ class Compiler:
         is_plain = all(call.variables is not None for root in roots for call in root.calls)
         readers = plain_readers(self._schema, operation.variable_definitions or ()) if is_plain else None
         label = label_of(found[0].node.name.value for found in collected.values())
-        return Plan(operation, tuple(collected), members, rest, readers, label)
+        empty = {key: (one if isinstance(one, str) else f'"{key}":null').encode() for key, one in members.items()}
+        locations = {root.member.key: root.locations for root in roots}
+        return Plan(operation, Outline(label, tuple(collected), empty, locations), members, rest, readers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +192,12 @@ def _compile_root(
         return tuple(selected)
 
     children = select(get_named_type(definition.type), read.row_type, found, may_nest=not read.is_list)
-    return Root(Member(key, read, children), tuple(calls), tuple(one.node for one in found))
+    return Root(Member(key, read, children), tuple(calls), [_location(one.node) for one in found])
+
+
+def _location(node: FieldNode) -> FormattedSourceLocation:
+    assert node.loc is not None  # noqa: S101  documents are parsed with locations
+    return get_location(node.loc.source, node.loc.start).formatted
 
 
 def _call(

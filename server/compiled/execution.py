@@ -8,14 +8,14 @@ from time import perf_counter
 
 import asyncpg
 import orjson
-from graphql import GraphQLError
+from graphql import GraphQLFormattedError
 
 from server.compiled.answers import Answer, Answers, Request
 from server.compiled.compiler import Compiler
-from server.compiled.plans import FallBackToStrawberry, Plan
+from server.compiled.plans import FallBackToStrawberry, Outline
 from server.compiled.rest import Rest, answer_rest
 from server.compiled.single_flight import SingleFlight
-from server.metrics import Metrics, code_of
+from server.metrics import OK, Metrics
 from server.protection.admission import Admission, busy
 from server.reads.context import Context
 from server.schema.documents import GraphQLRequest
@@ -55,8 +55,8 @@ class Compiled:
         self._metrics.plan_misses += is_miss
         self._metrics.plan_hits += not is_miss
         if plan.rest is not None:
-            return Request(b"", plan, flight, identity, asked.variables)
-        request = Request(key, plan, flight, identity, None)
+            return Request(b"", plan.outline, flight, identity, plan.rest, asked.variables)
+        request = Request(key, plan.outline, flight, identity, None, None)
         self.answers.remember(request)
         return request
 
@@ -64,22 +64,22 @@ class Compiled:
         self, context: Context, admission: Admission, request: Request, began: float, tags: str | None = None
     ) -> Answer:
         """`began`: when it was asked, by `perf_counter`. `tags`: of If-None-Match. Raises `FallBackToStrawberry`."""
-        plan = request.plan
-        errors: list[GraphQLError] = []
+        outline = request.outline
+        errors: list[GraphQLFormattedError] = []
         admission.under_way += 1
         try:
-            if plan.rest is None:
+            if request.rest is None:
                 answer = await self.answers.answer(context.pool, request, tags)
             else:
-                answer, errors = await self._join(context, request, plan.rest)
+                answer, errors = await self._join(context, request, request.rest)
         except StorageUnavailable as error:
-            errors = _unavailable(plan, error)
-            answer = _written(plan, plan.empty_members, errors)
+            errors = _unavailable(outline, error)
+            answer = _written(outline, outline.empty_members, errors)
         except asyncpg.PostgresError as error:  # a fault of ours, which Strawberry's path meets, masks and logs
             raise FallBackToStrawberry from error
         finally:
             admission.under_way -= 1
-        self._metrics.answered(plan.label, code_of(errors), began)
+        self._metrics.answered(outline.label, errors[0]["extensions"]["code"] if errors else OK, began)
         return answer
 
     async def text(self, context: Context, asked: GraphQLRequest, admission: Admission) -> str | None:
@@ -100,33 +100,35 @@ class Compiled:
             self._metrics.fallbacks += 1
             return None
 
-    async def _join(self, context: Context, request: Request, rest: Rest) -> tuple[Answer, list[GraphQLError]]:
+    async def _join(self, context: Context, request: Request, rest: Rest) -> tuple[Answer, list[GraphQLFormattedError]]:
         """At the same time, so that an outage of both servers is answered in time."""
         (members, errors), (others, more) = await asyncio.gather(
             self._members(context.pool, request),
             answer_rest(self._schema, rest, replace(context), request.variables),
         )
-        errors += more
-        return _written(request.plan, members | others, errors), errors
+        errors += [error.formatted for error in more]
+        return _written(request.outline, {**members, **others}, errors), errors
 
-    async def _members(self, pool: Pool, request: Request) -> tuple[dict[str, bytes], list[GraphQLError]]:
+    async def _members(self, pool: Pool, request: Request) -> tuple[Mapping[str, bytes], list[GraphQLFormattedError]]:
+        outline = request.outline
         try:
             _, _, *found = await request.statement.row(pool)
         except StorageUnavailable as error:
-            return request.plan.empty_members, _unavailable(request.plan, error)
+            return outline.empty_members, _unavailable(outline, error)
         if None in found:
             raise FallBackToStrawberry
-        return dict(zip(request.plan.members, found, strict=True)), []
+        return dict(zip(outline.empty_members, found, strict=True)), []
 
 
-def _written(plan: Plan, members: Mapping[str, bytes], errors: Sequence[GraphQLError]) -> Answer:
-    body = b'{"data":{' + b",".join(members[key] for key in plan.keys) + b"}"
+def _written(outline: Outline, members: Mapping[str, bytes], errors: Sequence[GraphQLFormattedError]) -> Answer:
+    body = b'{"data":{' + b",".join(members[key] for key in outline.keys) + b"}"
     if errors:
-        body += b',"errors":' + json.dumps([error.formatted for error in errors], separators=(",", ":")).encode()
+        body += b',"errors":' + json.dumps(errors, separators=(",", ":")).encode()
     return Answer(body + b"}")
 
 
-def _unavailable(plan: Plan, error: StorageUnavailable) -> list[GraphQLError]:
+def _unavailable(outline: Outline, error: StorageUnavailable) -> list[GraphQLFormattedError]:
     return [
-        GraphQLError(str(error), list(root.nodes), path=[root.member.key], original_error=error) for root in plan.roots
+        {"message": str(error), "locations": locations, "path": [key], "extensions": error.extensions}
+        for key, locations in outline.locations.items()
     ]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from graphql import FieldNode, GraphQLField, OperationDefinitionNode, get_argument_values
 from graphql.execution.values import VariableValues
+from graphql.language.location import FormattedSourceLocation
 
 from server.compiled.json_sql import Member, write_answer
 from server.compiled.rest import FallBackToStrawberry as FallBackToStrawberry
@@ -44,7 +45,21 @@ class Root:
     member: Member
     calls: tuple[Call, ...]
     "The root field's, then those nested in it."
-    nodes: tuple[FieldNode, ...]
+    locations: list[FormattedSourceLocation]
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What a remembered request keeps of its plan. The rest, a syntax tree, takes much memory."""
+
+    label: str
+    "What metrics call the operation."
+    keys: tuple[str, ...]
+    "Of the answer, in order."
+    empty_members: Mapping[str, bytes]
+    "For an answer without PostgreSQL."
+    locations: Mapping[str, list[FormattedSourceLocation]]
+    "Of the fields that have a statement, by their keys."
 
 
 class Composed(NamedTuple):
@@ -61,29 +76,18 @@ MAX_COMPOSED = 4
 @dataclass(frozen=True, slots=True)
 class Plan:
     operation: OperationDefinitionNode
-    keys: tuple[str, ...]
-    "Of the answer, in order."
+    outline: Outline
     members: Mapping[str, Root | str]
     "By their keys, without those of `rest`; a text is a constant member."
     rest: Rest | None
     readers: Readers | None
     "For variables that need no coercion; `None` if they need it."
-    label: str
-    "What metrics call the operation."
     composed: dict[tuple[str, ...], Composed] = field(default_factory=dict)
     "By the SQL of the fields' statements."
 
     @property
     def roots(self) -> Iterator[Root]:
         return (member for member in self.members.values() if isinstance(member, Root))
-
-    @property
-    def empty_members(self) -> dict[str, bytes]:
-        """For an answer without PostgreSQL."""
-        return {
-            key: (member if isinstance(member, str) else f'"{key}":null').encode()
-            for key, member in self.members.items()
-        }
 
     def compose(self, statements: Sequence[Statement]) -> Composed:
         key = tuple(statement.sql for statement in statements)

@@ -30,6 +30,7 @@ class SingleFlight:
     """A statement with its parameters. It answers one row."""
 
     def __init__(self, sql: str, parameters: list[object]) -> None:
+        self.length = len(sql)
         self._sql = sql
         self._parameters = parameters
         self._newest: _Run | None = None

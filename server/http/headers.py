@@ -38,7 +38,7 @@ class ResponseHeaders:
                 raw += [header for header in (NO_SNIFFING, NO_STORE) if header[0] not in names]
                 message["headers"] = raw
                 if _may_compress(message):
-                    MutableHeaders(raw=raw).add_vary_header("Accept-Encoding")
+                    _vary_by_encoding(MutableHeaders(raw=raw))
                     if accepts_gzip(header_of(scope, b"accept-encoding")):
                         held = message  # until it is known how long the answer is
                         return
@@ -53,6 +53,11 @@ class ResponseHeaders:
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
+
+
+def _vary_by_encoding(headers: MutableHeaders) -> None:
+    if "accept-encoding" not in headers.get("vary", "").lower():
+        headers.add_vary_header("Accept-Encoding")
 
 
 def _may_compress(start: Message) -> bool:

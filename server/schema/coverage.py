@@ -11,6 +11,7 @@ from server.reads.context import Context
 from server.reads.fields import read_field
 from server.schema.prices import Limit, Ticker, period
 from shared.storage import coverage as storage
+from shared.storage import gaps as missing
 from shared.storage.database import Statement
 
 
@@ -41,7 +42,7 @@ class Gap:
 
 def _gaps(_: Context, counted: Statement, limit: Limit = 100) -> Statement:
     ticker, from_dt, to_dt, now = counted.parameters
-    return storage.gaps(ticker, from_dt, to_dt, limit, now)  # type: ignore[arg-type]
+    return missing.gaps(ticker, from_dt, to_dt, limit, now)  # type: ignore[arg-type]
 
 
 @strawberry.type(
@@ -53,7 +54,11 @@ def _gaps(_: Context, counted: Statement, limit: Limit = 100) -> Statement:
 class Coverage:
     statement: strawberry.Private[Statement]
     expected: int = strawberry.field(description="How many slots there should be.")
-    present: int = strawberry.field(description="How many there are, backfilled ones included.")
+    present: int = strawberry.field(description="How many have a price: observed + averaged.")
+    observed: int = strawberry.field(description="How many of those that are present were observed in their slot.")
+    averaged: int = strawberry.field(
+        description="How many of those that are present hold an average of the exchange's chart, source BACKFILLED."
+    )
     dropped: int = strawberry.field(
         description=(
             "How many of those that are present have been dropped for their age since: candles still tell of them, "

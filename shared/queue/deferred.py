@@ -1,7 +1,8 @@
 """Deferred prices and missed slots: kept in Redis, in the order of their slots, until PostgreSQL is back.
 
 A sorted set, scored by the slot. An entry is removed after it has been stored. If it is stored twice (two workers, or a
-crash in between), it still is one row.
+crash in between), it still is one row. An entry that cannot be read, or that PostgreSQL refuses, is set aside under
+another key, so that it does not stop the others.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 import asyncpg
 from arq.connections import ArqRedis
 
+from shared.errors import describe
 from shared.queue.jobs import enqueue_store_deferred
 from shared.queue.replication import execute_confirmed_if_possible
 from shared.storage.database import Pool
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 _REFUSALS = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 
 _KEY = "deferred"
+_SET_ASIDE = "deferred:unreadable"
 _BATCH = 500
 _FIRST_ATTEMPT_SECONDS = 1.0
 
@@ -32,7 +35,7 @@ _FIRST_ATTEMPT_SECONDS = 1.0
 async def defer(redis: ArqRedis, prices: Sequence[Price], missed: Sequence[MissedSlot]) -> None:
     """Keep these until PostgreSQL is back, and enqueue the job that stores them.
 
-    The next healing run, within a minute, stores an entry that arrives just as that job ends.
+    The next healing run, within a minute, enqueues it for an entry that arrives just as that job ends.
     """
     entries = {json.dumps({"price": dump_price(p)}, sort_keys=True): p.timestamp.timestamp() for p in prices}
     entries |= {json.dumps({"missed": _dump_missed(m)}, sort_keys=True): m.slot.timestamp() for m in missed}
@@ -55,9 +58,18 @@ async def store_oldest_deferred(
     `note` is called with what was new.
     """
     entries = await redis.zrange(_KEY, 0, _BATCH - 1)
-    records = [json.loads(entry) for entry in entries]
-    prices = [load_price(record["price"]) for record in records if "price" in record]
-    missed = [_load_missed(record["missed"]) for record in records if "missed" in record]
+    prices: list[Price] = []
+    missed: list[MissedSlot] = []
+    for entry in entries:
+        try:
+            record = json.loads(entry)
+            if "price" in record:
+                prices.append(load_price(record["price"]))
+            else:
+                missed.append(_load_missed(record["missed"]))
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
+            await _set_aside(redis, entry, error)
+            await redis.zrem(_KEY, entry)
     try:
         note(await insert_prices(pool, prices), [])
     except _REFUSALS:  # one refused price must not block the others
@@ -66,10 +78,23 @@ async def store_oldest_deferred(
             if stored is None and price.source is PriceSource.SCHEDULED:
                 missed.append(_refused(price))
             note(stored or [], [])
-    note([], await insert_missed_slots(pool, missed))
+    try:
+        note([], await insert_missed_slots(pool, missed))
+    except _REFUSALS:
+        for one in missed:
+            try:
+                note([], await insert_missed_slots(pool, [one]))
+            except _REFUSALS as error:
+                await _set_aside(redis, json.dumps({"missed": _dump_missed(one)}).encode(), error)
     if entries:
         await redis.zrem(_KEY, *entries)
     return len(entries)
+
+
+async def _set_aside(redis: ArqRedis, entry: bytes, error: Exception) -> None:
+    """Keep an entry of another release, or a malformed one, where an operator finds it."""
+    logger.error("a deferred entry is set aside under %s: %s: %.500r", _SET_ASIDE, describe(error), entry)
+    await redis.execute_command("RPUSH", _SET_ASIDE, entry)  # typed, unlike redis.rpush
 
 
 async def _store_one(pool: Pool, price: Price) -> list[Price] | None:

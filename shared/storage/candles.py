@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from shared.storage.database import Statement
+from shared.storage.schedules import SCHEDULE
 
 
 class CandleInterval(StrEnum):
@@ -44,14 +45,10 @@ MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
 _CANDLES = """
     with schedule as (
         select
-            interval_seconds,
-            make_interval(secs => interval_seconds) as step,
-            since,
-            lead(since, 1, 'infinity') over (order by since) as until,
+            *,
             -- A bit for each second of a row that is a slot: a step divides the row's width, or is a multiple of it.
             rpad('', {width}, rpad('1', interval_seconds, '0'))::bit({width}) as slots
-        from schedules
-        where ticker = $1
+        from ({schedule}) as grid
     ), whole as (
         -- The schedule that is in force all over the period, if there is one. Mostly there is, and counting is cheap.
         select interval_seconds, step, slots
@@ -152,7 +149,7 @@ def _sql(length: timedelta) -> str:
     """A candle as long as a row is that row. To group rows one by one would take most of the time."""
     table, width = ("candle_minutes", 60) if length < timedelta(hours=1) else ("candle_hours", 3600)
     parts = _AS_IT_IS if length == timedelta(seconds=width) else _GROUPED
-    return _CANDLES.format(table=table, width=width, monday=MONDAY, **parts)
+    return _CANDLES.format(table=table, width=width, monday=MONDAY, schedule=SCHEDULE, **parts)
 
 
 _SQL = {interval: _sql(length) for interval, length in LENGTHS.items()}

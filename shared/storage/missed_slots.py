@@ -51,20 +51,19 @@ async def insert_missed_slots(
     return [MissedSlot(row["ticker"], row["slot"], GapReason(row["reason"]), row["detail"]) for row in stored]
 
 
-async def insert_unanswered(
-    pool: Pool, ticker: str, runs: Iterable[MissingRun], detail: str | None = None, *, timeout: float = WRITE_SECONDS
-) -> None:
-    """Note that no source has an answer for these slots, so that healing skips them; an earlier reason stays."""
-    sql = """
-        insert into missed_slots (ticker, slot, reason, detail, unanswered)
-        select $1, slot, 'NOT_COLLECTED', $5, true
-        from unnest($2::timestamptz[], $3::timestamptz[], $4::interval[]) as run (first, after, step)
-        cross join lateral generate_series(first, after - step, step) as slot
-        order by slot
-        on conflict (ticker, slot) do update
-        set unanswered = true
-        where not missed_slots.unanswered
+async def insert_unanswered(pool: Pool, ticker: str, runs: Iterable[MissingRun], detail: str | None = None) -> None:
+    """Note that no source has an answer for these slots, and why, so that healing skips them.
+
+    A period that was noted before keeps its reason.
     """
-    rows = [(run.first, run.end, run.interval) for run in runs]
+    sql = """
+        insert into unanswered_runs (ticker, first, until, detail)
+        select $1, first, until, $4
+        from unnest($2::timestamptz[], $3::timestamptz[]) as run (first, until)
+        order by first
+        on conflict (ticker, first) do update
+        set until = greatest(unanswered_runs.until, excluded.until)
+    """
+    rows = [(run.first, run.end) for run in runs]
     if rows:
-        await write(pool, sql, ticker, *columns(rows, 3), detail, timeout=timeout)
+        await write(pool, sql, ticker, *columns(rows, 2), detail, timeout=WRITE_SECONDS)

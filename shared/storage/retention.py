@@ -112,9 +112,7 @@ async def drop_oldest_prices(pool: Pool, ticker: str, limit: int) -> int:
               and replaced_prices.timestamp = gone.timestamp
         )
         update dropped_prices
-        set dropped_until = last,
-            prices = prices + count,
-            dropped_at = now()
+        set dropped_until = last
         from (select max(timestamp) as last, count(*) as count from gone) as these
         where ticker = $1
           and count > 0

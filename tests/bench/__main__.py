@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Never
 
@@ -23,7 +24,7 @@ from shared.config.settings import Settings
 from shared.local.child import spawn
 from shared.migrate import migrate
 from tests.bench import collecting, figures, growth, report, rounds
-from tests.bench.data import POSTGRES_OPTIONS, fill
+from tests.bench.data import LAST_MINUTE, POSTGRES_OPTIONS, ROWS_PER_TICKER, TICKERS, fill
 from tests.bench.load import Generator, Order
 from tests.bench.machine import Cores, busy_seconds, cpu_seconds, on_core, pin, share_out
 from tests.bench.peers import HERE, PROJECT, ROOT, UNLIKE, Contestant, Running, environment, installed_peers
@@ -47,13 +48,13 @@ class Scale:
     at_most_seconds: int
 
 
-QUICK = Scale("a quick run", 3, 0.4, 0.3, 60, 100_000, 12, 20, 10, False, 240)
+QUICK = Scale("a quick run", 3, 0.3, 0.2, 60, 100_000, 12, 20, 10, False, 300)
 FULL = Scale(report.FULL_RUN, 7, 1.5, 1.5, 1000, 1_000_000, 900, 60, 60, True, 3600)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
-    parser.add_argument("--quick", action="store_true", help="under three minutes, with rougher figures")
+    parser.add_argument("--quick", action="store_true", help="some three minutes, with rougher figures")
     scale = QUICK if parser.parse_args().quick else FULL
     for number in (signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, _stop)
@@ -205,9 +206,15 @@ def measure_growth(folder: Path, cores: Cores) -> list[list[str]]:
 
 
 async def _prepare(dsn: str) -> None:
-    await fill(dsn)
+    await fill(dsn, rows_with_candles=7 * 1440)
     connection = await asyncpg.connect(dsn)
     try:
+        await connection.execute(
+            "insert into schedules (ticker, since, interval_seconds, first_fill_done) select ticker, $1, 60, true "
+            "from unnest($2::text[]) as ticker",
+            datetime.fromisoformat(LAST_MINUTE) - (ROWS_PER_TICKER - 1) * timedelta(minutes=1),
+            list(TICKERS),
+        )
         await connection.execute((HERE / "contestants" / "postgraphile.sql").read_text(encoding="utf-8"))
     finally:
         await connection.close()

@@ -47,18 +47,27 @@ async def fill(
     step_seconds: int = 60,
     tickers: Sequence[str] = TICKERS,
     has_candles: bool = False,
+    rows_with_candles: int = 0,
 ) -> None:
-    """The schema, its rows in the order a collector would have written them, and the vacuum it would have had."""
+    """The schema, its rows in the order a collector would have written them, and the vacuum it would have had.
+
+    `has_candles`: of all rows, else of the last `rows_with_candles`, because the triggers take their time.
+    """
     await migrate(dsn)
     connection = await asyncpg.connect(dsn)
     try:
-        if not has_candles:  # the triggers keep what the questions do not ask for, and take their time for it
-            await connection.execute("alter table prices disable trigger user")
-        for first in range(1, rows_per_ticker + 1, _PIECE):
-            last = min(first + _PIECE - 1, rows_per_ticker)
+        begin = 1 if has_candles else rows_per_ticker - rows_with_candles + 1
+        await connection.execute("alter table prices disable trigger user")
+        for first, last in [*_pieces(1, begin - 1), *_pieces(begin, rows_per_ticker)]:
+            if first == begin:
+                await connection.execute("alter table prices enable trigger user")
             await connection.execute(_INSERT, first, last, LAST_MINUTE, rows_per_ticker, step_seconds, tickers)
         await connection.execute("alter table prices enable trigger user")
         await connection.execute("vacuum (analyze, freeze)")
         await connection.execute("checkpoint")
     finally:
         await connection.close()
+
+
+def _pieces(first: int, last: int) -> list[tuple[int, int]]:
+    return [(begin, min(begin + _PIECE - 1, last)) for begin in range(first, last + 1, _PIECE)]

@@ -1,8 +1,4 @@
-"""`python -m tests.bench.fields`: what each query field costs the API, as a multiple of POST `latestPrice`.
-
-CPU time of the server's process for each request, by the operating system's accounting. "New" means that no two
-requests of a row are alike; "again" means that they all are, while nothing is stored.
-"""
+"""`python -m tests.bench.fields`: what each query field costs the API. Some three minutes; writes FIELDS.md."""
 
 import asyncio
 import json
@@ -11,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +17,8 @@ import asyncpg
 import psutil
 
 from tests.bench.data import LAST_MINUTE, POSTGRES_OPTIONS, fill
+from tests.bench.machine import describe_cpu
+from tests.bench.report import commit
 from tests.embedded import free_port, start_postgres, start_valkey
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +28,17 @@ CLIENTS = 8
 LAST = datetime.fromisoformat(LAST_MINUTE)
 MINUTE = timedelta(minutes=1)
 PRICE = "price timestamp source"
+
+FIELDS = Path(__file__).parent / "FIELDS.md"
+HEAD = """# What each query field costs the API
+
+CPU time of the API's process for each request, by the operating system's accounting, as a multiple of POST
+`latestPrice` (new: {base:.0f} µs). "New" means that no two requests of a row are alike; "again" means that all are,
+while nothing is stored. `python -m tests.bench.fields` on {date:%Y-%m-%d}, commit {commit}, {cpu}.
+
+| field | new | again |
+|---|---:|---:|
+"""
 
 Build = Callable[[int], tuple[str, dict[str, Any]]]
 
@@ -161,10 +170,13 @@ def main() -> None:
             valkey.stop()
             postgres.stop()
     base = costs["latestPrice", "new"]
-    print(f"POST latestPrice, new: {base:.0f} µs of API CPU a request\n")
-    print("| field | new | again |\n|---|---:|---:|")
-    for question in QUESTIONS:
-        print(f"| {question} | {costs[question, 'new'] / base:.2f} | {costs[question, 'again'] / base:.2f} |")
+    rows = [
+        f"| {question} | {costs[question, 'new'] / base:.2f} | {costs[question, 'again'] / base:.2f} |\n"
+        for question in QUESTIONS
+    ]
+    text = HEAD.format(base=base, date=datetime.now(UTC), commit=commit(), cpu=describe_cpu()) + "".join(rows)
+    FIELDS.write_text(text, encoding="utf-8")
+    print(text)
 
 
 async def _prepare(url: str) -> None:

@@ -24,7 +24,7 @@ from tests.bench.data import LAST_MINUTE, TICKERS
 from tests.bench.load import Generator, Order, quantile
 from tests.bench.machine import pin, rss_mib
 from tests.bench.peers import PROJECT, Running, environment
-from tests.bench.questions import QUESTIONS, Question
+from tests.bench.questions import PRICES, Question
 
 INGEST_DAYS, INGEST_BATCH = 30, 2_000
 JOB_SECONDS = 10.0
@@ -85,7 +85,7 @@ def measure_memory(
     generator: Generator, api: Running, least_bytes: int, requests: int, at_most_seconds: float
 ) -> list[tuple[int, float]]:
     """(requests answered, MiB) of the API: fresh, after ten thousand, and after `requests` or the time allowed."""
-    latest, history, _, four = ([*api.contestant.requests(question)] for question in QUESTIONS)
+    latest, history, _, four = ([*api.contestant.requests(question)] for question in PRICES)
     mixed = [*latest * 4, *history[:1], *four[:1]]
     found = [(0, rss_mib(api.processes[0].pid))]
     done = 0

@@ -96,6 +96,7 @@ def run(order: Order) -> Seen:
                     sent += 1
                 else:
                     waiting -= 1
+                    epoll.unregister(number)  # its server may close it while others are still waited for
         seconds, cpu = clock() - started, time.process_time() - cpu
     for connection in connections:
         connection.socket.close()

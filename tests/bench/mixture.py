@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from tests.bench.arrivals import Kind
 from tests.bench.data import LAST_MINUTE, TICKERS
-from tests.bench.questions import DOCUMENTS, QUESTIONS, to_graphql
+from tests.bench.questions import DOCUMENTS, PRICES, to_graphql
 from tests.bench.rounds import _ask
 
 _LAST = datetime.fromisoformat(LAST_MINUTE)
@@ -18,7 +18,7 @@ _ROW = "price timestamp source"
 def kinds(port: int) -> list[Kind]:
     """All of them, each once asked and answered well. Raises `AssertionError`."""
     latest, history, period, four = (
-        [to_graphql(question, variables) for variables in question.variables] for question in QUESTIONS
+        [to_graphql(question, variables) for variables in question.variables] for question in PRICES
     )
     now = datetime.now(UTC).replace(microsecond=0)
     pages = [

@@ -23,27 +23,35 @@ PYTHON = VENV / "bin" / "python"
 
 INSTALL_SECONDS = 300
 START_SECONDS = 30.0
-_DISTINCT = 512  # more than the project remembers requests
+_DISTINCT = 4096  # more than the project remembers requests
+_ALIKE = 2
 UVICORN = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning")
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """`file` is in `contestants/`; the project itself has none. `is_asked_alike`: with the same bytes each time."""
+    """`file` is in `contestants/`; the project itself has none.
+
+    `is_asked_alike`: with the same few requests again and again; `None`: with all, which it takes one by one.
+    """
 
     name: str
     label: str
     file: str = ""
     ask: Callable[[Question, dict[str, Any]], str] = to_rest
     processes: int = 1
-    is_asked_alike: bool = True
+    is_asked_alike: bool | None = None
+
+    def answers(self, question: Question) -> bool:
+        return not self.file or question.peers is None or self.name in question.peers
 
     def requests(self, question: Question) -> list[str]:
         requests = [self.ask(question, variables) for variables in question.variables]
-        if self.is_asked_alike:
+        if self.is_asked_alike is None:
             return requests
-        # Blanks at the end of the JSON mean nothing, and make it another text.
-        return [_with_blanks(requests[n % len(requests)], n) for n in range(_DISTINCT)]
+        if self.is_asked_alike:
+            return requests[:_ALIKE]
+        return [_unlike(requests[n % len(requests)], n) for n in range(_DISTINCT)]
 
     def command(self, port: int) -> list[str | Path]:
         match self.file.partition("."):
@@ -54,18 +62,21 @@ class Contestant:
         return [node_folder() / "bin" / "node", HERE / "contestants" / self.file]
 
 
-def _with_blanks(request: str, count: int) -> str:
+def _unlike(request: str, count: int) -> str:
+    """The same in other bytes: another parameter, or blanks at the end of the JSON, which mean nothing."""
+    if request.startswith("GET"):
+        return request.replace(" HTTP/1.1", f"&n={count} HTTP/1.1", 1)
     head, _, body = request.partition("\r\n\r\n")
     length = len(body.encode())
     head = head.replace(f"Content-Length: {length}", f"Content-Length: {length + count}")
     return f"{head}\r\n\r\n{body}{' ' * count}"
 
 
-PROJECT = Contestant("project", "this project", ask=to_graphql)
+PROJECT = Contestant("project", "this project, the same again", ask=to_graphql, is_asked_alike=True)
 UNLIKE = Contestant("unlike", "this project, no two requests alike", ask=to_graphql, is_asked_alike=False)
 PEERS = (
     UNLIKE,
-    Contestant("project2", "this project, 2 processes", ask=to_graphql, processes=2),
+    Contestant("project2", "the same again, 2 processes", ask=to_graphql, processes=2, is_asked_alike=True),
     Contestant("limit1", "limit 1: Starlette, asyncpg, orjson", "limit1.py"),
     Contestant("limit2", "limit 2: ASGI, PostgreSQL writes JSON", "limit2.py"),
     Contestant("postgraphile", "PostGraphile 5", "postgraphile.mjs", to_postgraphile),

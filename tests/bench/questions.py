@@ -1,4 +1,4 @@
-"""The four questions, as each kind of server is asked them, and the rows that are the right answer."""
+"""The questions, as each kind of server is asked them, and the rows that are the right answer."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import asyncpg
 
 from tests.bench.data import LAST_MINUTE, ROWS_PER_TICKER, TICKERS
 
-Row = tuple[Decimal, datetime, str]
+Row = tuple[object, ...]
 
 _FIELDS = "price timestamp source"
 _LAST = datetime.fromisoformat(LAST_MINUTE)
@@ -32,7 +32,17 @@ DOCUMENTS = {
         c: priceHistory(ticker: $first, limit: $limit) {{ {_FIELDS} }}
         d: priceHistory(ticker: $second, limit: $limit) {{ {_FIELDS} }}
     }}""",
+    "candles": """query ($ticker: String!, $from_dt: DateTime!, $to_dt: DateTime!) {
+        candles(ticker: $ticker, interval: ONE_MINUTE, fromDt: $from_dt, toDt: $to_dt, limit: 1440) {
+            start open high low close samples complete
+        }
+    }""",
+    "tickers": f"{{ tickers {{ name stale firstTimestamp latest {{ {_FIELDS} }} }} }}",
+    "coverage": """query ($ticker: String!, $from_dt: DateTime!, $to_dt: DateTime!) {
+        coverage(ticker: $ticker, fromDt: $from_dt, toDt: $to_dt) { expected present gaps { fromDt toDt reason } }
+    }""",
 }
+DOCUMENTS["get"] = DOCUMENTS["latest"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,8 @@ class Question:
     name: str
     label: str
     variables: list[dict[str, Any]]
+    peers: frozenset[str] | None = None
+    "Those that can be asked this, besides this project; `None`: all."
 
     @property
     def sample(self) -> list[dict[str, Any]]:
@@ -65,6 +77,8 @@ def _windows() -> list[dict[str, Any]]:
     ]
 
 
+_DAY = {"from_dt": (_LAST - timedelta(minutes=1439)).isoformat(), "to_dt": LAST_MINUTE}
+
 QUESTIONS = (
     Question("latest", "latestPrice", [{"ticker": ticker} for ticker in TICKERS]),
     Question("history", "priceHistory 100", [{"ticker": ticker, "limit": 100} for ticker in TICKERS]),
@@ -74,10 +88,23 @@ QUESTIONS = (
         "4 root fields",
         [{"first": one, "second": other, "limit": 20} for one, other in (TICKERS, TICKERS[::-1])],
     ),
+    Question(
+        "candles",
+        "candles, a day of minutes",
+        [{"ticker": ticker, **_DAY} for ticker in TICKERS],
+        frozenset({"limit1", "limit2", "mercurius", "strawberry", "brief"}),
+    ),
+    Question("tickers", "tickers", [{}], frozenset()),
+    Question("coverage", "coverage of a day", [{"ticker": ticker, **_DAY} for ticker in TICKERS], frozenset()),
+    Question("get", "latestPrice by GET", [{"ticker": ticker} for ticker in TICKERS], frozenset()),
 )
+PRICES = QUESTIONS[:4]
 
 
 def to_graphql(question: Question, variables: dict[str, Any]) -> str:
+    if question.name == "get":
+        given = urlencode({"query": DOCUMENTS["get"], "variables": json.dumps(variables)})
+        return f"GET /graphql?{given} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: application/json\r\n\r\n"
     return _post(DOCUMENTS[question.name], variables)
 
 
@@ -113,6 +140,19 @@ def read_rows(body: bytes) -> list[list[Row]]:
 
 
 def _row(row: dict[str, Any]) -> Row:
+    if "latest" in row:
+        return _row(row["latest"])
+    if "expected" in row:
+        return row["expected"], row["present"]
+    if "open" in row:
+        assert isinstance(row["open"], str), "a price that went through a float"
+        start = datetime.fromisoformat(row["start"]).astimezone(UTC)
+        return (
+            start,
+            *(Decimal(row[name]) for name in ("open", "high", "low", "close")),
+            row["samples"],
+            row["complete"],
+        )
     assert isinstance(row["price"], str), "a price that went through a float"
     return Decimal(row["price"]), datetime.fromisoformat(row["timestamp"]).astimezone(UTC), row["source"]
 
@@ -130,7 +170,7 @@ async def select_rows(
 
     newest = "ticker = $1 order by timestamp desc limit $2"
     match question.name:
-        case "latest":
+        case "latest" | "get":
             return [await select(newest, variables["ticker"], 1)]
         case "history":
             return [await select(newest, variables["ticker"], variables["limit"])]
@@ -138,6 +178,23 @@ async def select_rows(
             within = "ticker = $1 and timestamp between $2 and $3 order by timestamp limit $4"
             bounds = [datetime.fromisoformat(variables[name]) for name in ("from_dt", "to_dt")]
             return [await select(within, variables["ticker"], *bounds, variables["limit"])]
+        case "tickers":
+            return [[row for ticker in TICKERS for row in await select(newest, ticker, 1)]]
+        case "coverage":
+            return [[(1439, 1439)]]  # `toDt` is exclusive
+        case "candles":
+            candles = await connection.fetch(
+                """
+                    select timestamp as start, price, price, price, price, 1, true
+                    from prices
+                    where ticker = $1
+                      and timestamp between $2 and $3
+                    order by timestamp
+                """,
+                variables["ticker"],
+                *[datetime.fromisoformat(variables[name]) for name in ("from_dt", "to_dt")],
+            )
+            return [[tuple(row) for row in candles]]
         case _:
             tickers = (variables["first"], variables["second"])
             return [

@@ -17,22 +17,26 @@ Table = list[list[str]]
 
 RESULTS = HERE / "RESULTS.md"
 FULL_RUN = "a full run"
-JSON_NAMES = ("project", "limit1", "limit2", "postgraphile", "mercurius", "strawberry", "brief")
+JSON_NAMES = ("project", "unlike", "limit1", "limit2", "postgraphile", "mercurius", "strawberry", "brief")
 
 
 METHOD = """
 Every contestant answers the same queries over the same 2 x 500,000 rows in the same PostgreSQL, with ten connections,
-over 32 HTTP keep-alive connections; tickers and the 512 periods rotate. The first answers of each are compared with the
-table. Then come rounds: in each round every contestant answers every query, one contestant at a time, in an order that
-rotates from round to round. Requests per second and p99 are medians over the rounds; a ratio is the median of the
-rounds' own ratios. CPU time is what the server's processes and all of PostgreSQL used in all rounds, divided by the
-answered requests: it depends less on other programs on the machine.
+over 32 HTTP keep-alive connections; tickers and the 512 periods rotate, but "the same again" is two requests. The
+first answers of each are compared with the table. Then come rounds: in each round every contestant answers every
+query, one contestant at a time, in an order that rotates from round to round. Requests per second and p99 are medians
+over the rounds; a ratio is the median of the rounds' own ratios. CPU time is what the server's processes and all of
+PostgreSQL used in all rounds, divided by the answered requests: it depends less on other programs on the machine.
 
 - Server and load generator run on different cores. With only two cores PostgreSQL runs on the one that is free, as it
   would beside any of these servers. A "server busy" far below 100 % means that PostgreSQL, or another program, was the
   bottleneck.
-- This project joins requests with the same bytes that wait at the same time into one statement (single flight); no
-  other contestant does. In its row "no two requests alike" that never happens, and no request is known from before.
+- This project keeps the answers of recent requests until the data change, and each request reads the version of the
+  data, in single flight. Its row "the same again" shows that, while nothing is stored. In its row "no two requests
+  alike" no request is known from before, so that each one runs its statement.
+- The contestants take the candles of a day from the project's table of minutes, and whether one is complete from a bit
+  of it; this project also compares each with the schedule. No other contestant has `tickers`, `coverage` or GraphQL by
+  GET.
 - Two processes are two ports, each with half of the connections, as behind a load balancer. On two cores the second
   process shares its core with the load generator, and both with PostgreSQL, so the gain of a second core does not show.
 - PostgreSQL runs with fsync off. The candle triggers are off while the rows are loaded; they are on when storing and
@@ -43,6 +47,7 @@ answered requests: it depends less on other programs on the machine.
 - PostGraphile's fields are SQL functions, Mercurius has named prepared statements, both run in production mode. What
   Mercurius answers ends at milliseconds, because node-postgres reads timestamps as JavaScript dates.
 - The brief's stack and the two limits answer the four fields in one request made for that.
+- What each query field costs the API is in [FIELDS.md](FIELDS.md).
 - A hundred million rows, in one table and in partitions, are in [ROWS.md](ROWS.md).
 """
 
@@ -57,7 +62,7 @@ def question_tables(samples: Samples, contestants: Sequence[Contestant]) -> list
     for question in QUESTIONS:
         head = ["", "req/s", "p99 ms", "CPU µs/request", "server", "PostgreSQL", "server busy"]
         rows = [head]
-        for contestant in contestants:
+        for contestant in [one for one in contestants if one.answers(question)]:
             result = results[contestant.name, question.name]
             rows.append(
                 [
@@ -83,6 +88,9 @@ def ratio_table(samples: Samples, contestants: Sequence[Contestant], ours: Conte
             continue
         cells = []
         for question in QUESTIONS:
+            if not contestant.answers(question):
+                cells.append("")
+                continue
             one, other = (ours.name, question.name), (contestant.name, question.name)
             speed = paired_ratio(samples[one], samples[other])
             cells.append(f"{speed:.2f} · CPU {results[one].cpu_us / results[other].cpu_us:.2f}")

@@ -49,7 +49,7 @@ def check_answers(dsn: str, running: Sequence[Running]) -> dict[Key, int]:
     expected = asyncio.run(_expected(dsn))
     least: dict[Key, int] = {}
     for question in QUESTIONS:
-        for one in running:
+        for one in [one for one in running if one.contestant.answers(question)]:
             for variables, rows in zip(question.sample, expected[question.name], strict=True):
                 for port in one.ports:
                     body = _ask(port, one.contestant.ask(question, variables))
@@ -80,6 +80,8 @@ def measure(
         for question in QUESTIONS:
             # Whoever is first in one round is last in the next.
             for one in running if number % 2 else reversed(running):
+                if not one.contestant.answers(question):
+                    continue
                 key = one.contestant.name, question.name
                 order = Order(
                     ports=one.ports,

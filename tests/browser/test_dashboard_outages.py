@@ -95,6 +95,8 @@ class Sockets:
             server.send(message)
 
         def received(message: str | bytes) -> None:
+            if self.is_cut:
+                return
             frame = json.loads(message)
             price = frame["type"] == "next" and frame["payload"]["data"]["priceUpdates"]
             if price:

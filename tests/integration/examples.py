@@ -43,9 +43,9 @@ async def select_all_missed_slots(pool: Pool) -> list[MissedSlot]:
     return [MissedSlot(row[0], row[1], GapReason(row[2]), row[3]) for row in await fetch(pool, sql)]
 
 
-async def select_unanswered(pool: Pool) -> list[datetime]:
-    """The slots that the chart was asked about in vain."""
-    return [row["slot"] for row in await fetch(pool, "select slot from missed_slots where unanswered order by slot")]
+async def select_unanswered(pool: Pool) -> list[tuple[datetime, datetime]]:
+    """The runs of slots that the charts were asked about in vain: the first one, and the end."""
+    return [tuple(row) for row in await fetch(pool, "select first, until from unanswered_runs order by first")]
 
 
 async def insert_schedule_rows(pool: Pool, rows: Sequence[tuple[str, datetime, int]]) -> None:

@@ -23,8 +23,8 @@ from shared.migrate import migrate, read_migrations
 from shared.queue.client import open_redis
 from shared.queue.deferred import defer, store_oldest_deferred
 from shared.storage.candles import CandleInterval
-from shared.storage.coverage import select_missing_runs
 from shared.storage.database import Pool, create_pool
+from shared.storage.gaps import select_missing_runs
 from shared.storage.missed_slots import GapReason, MissedSlot, insert_missed_slots, insert_unanswered
 from shared.storage.prices import Price, PriceSource, insert_prices, select_latest_prices, select_observed_tickers
 from shared.storage.schedules import insert_schedules, move_beginning, select_beginnings, update_filling_to

@@ -3,11 +3,27 @@
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from itertools import pairwise
+from statistics import median_low
 
 from shared.storage.missed_slots import MissingRun
 from shared.storage.prices import Price, PriceSource
 from worker.exchange.http import ChartPoint
 from worker.exchange.runs import slots_between
+
+
+def slots_inside(run: MissingRun, points: Sequence[ChartPoint]) -> MissingRun | None:
+    """The slots of the run that are between two points of the chart."""
+    if not points:
+        return None
+    return slots_between(run, points[0].timestamp, points[-1].timestamp - timedelta(microseconds=1))
+
+
+def spacing_of(points: Sequence[ChartPoint]) -> timedelta:
+    """The usual time from one point of the chart to the next. The exchange documents it for no range but two."""
+    if len(points) < 2:
+        return timedelta(0)
+    return median_low(after.timestamp - before.timestamp for before, after in pairwise(points))
 
 
 def match_chart(ticker: str, run: MissingRun, points: Sequence[ChartPoint]) -> tuple[list[Price], list[MissingRun]]:
@@ -33,10 +49,8 @@ def match_chart(ticker: str, run: MissingRun, points: Sequence[ChartPoint]) -> t
         Price(ticker, point.price, slot, point.timestamp, PriceSource.BACKFILLED, point.testnet)
         for slot, point in sorted(nearest.items())
     ]
-    if not points:
-        return prices, []
     # The slots between the ends that were given no point.
-    between = slots_between(run, points[0].timestamp, points[-1].timestamp - timedelta(microseconds=1))
+    between = slots_inside(run, points)
     holes = []
     if between:
         first = between.first

@@ -24,7 +24,7 @@ from shared.storage.schedules import Beginning, move_beginning, select_beginning
 from worker.context import Worker
 from worker.exchange.background import CONCURRENCY, FILLING, HEALING
 from worker.exchange.errors import DeribitError
-from worker.jobs.recovering import piece_length, recover
+from worker.jobs.recovering import note_unanswered, piece_length, recover
 
 logger = logging.getLogger(__name__)
 
@@ -105,10 +105,11 @@ async def fill_piece(worker: Worker, ticker: str) -> bool:
     if not is_whole:
         raise DeribitError("INCOMPLETE", f"the history of {ticker} from {first.isoformat()} is tried again")
     since = first
-    if unanswered and not is_expected:
+    if is_expected:
+        await note_unanswered(worker, ticker, unanswered)
+    elif unanswered.runs:
         # Only a past without holes counts as part of the schedule. A sparse past is shown, but not expected.
-        since = unanswered[-1].end
-        goal = since
+        since = goal = unanswered.runs[-1].end
     await move_beginning(worker.pool, ticker, beginning, since, is_done=since <= goal)
     logger.info("%s: the history begins at %s, filling to %s", ticker, since.isoformat(), goal.isoformat())
     if since <= goal:

@@ -16,15 +16,17 @@ from structlog.contextvars import bind_contextvars
 
 from shared.errors import StorageUnavailable, describe
 from shared.grid import EPOCH
+from shared.queue.deferred import count_deferred
+from shared.queue.jobs import enqueue_store_deferred
 from shared.queue.spacing import lock, unlock
-from shared.storage.coverage import select_missing_runs
+from shared.storage.gaps import select_missing_runs
 from shared.storage.missed_slots import MissingRun
 from shared.storage.retention import select_kept_from
+from shared.storage.schedules import UNREPORTED, end_schedules, insert_schedules, report_collected
 from worker.context import Worker, worker_of
 from worker.exchange.background import CONCURRENCY, HEALING
 from worker.exchange.runs import pieces
-from worker.jobs.recovering import piece_length, recover
-from worker.jobs.storing import store_deferred
+from worker.jobs.recovering import note_unanswered, piece_length, recover
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +44,10 @@ async def heal_gaps(ctx: dict[str, Any]) -> None:
     is_finished = True
     try:
         await worker.note_schedule()
-        # First, because a fetched price is better than one of the past for the same slot.
-        if not await store_deferred(ctx):
+        await _report_schedules(worker)
+        # A fetched price is better than one of the past for the same slot, so the deferred ones are stored first.
+        if await count_deferred(worker.redis):
+            await enqueue_store_deferred(worker.redis, after_seconds=0)
             return
         if not await lock(worker.redis, HEALING, holder):
             return
@@ -57,6 +61,15 @@ async def heal_gaps(ctx: dict[str, Any]) -> None:
         logger.warning("queue is unavailable, healing waits: %s", describe(error))
     if not is_finished:
         raise arq.Retry(defer=0)
+
+
+async def _report_schedules(worker: Worker) -> None:
+    """Report what this worker collects, and note the end of what no worker collects any more."""
+    if ended := await report_collected(worker.pool, worker.settings.tickers):
+        await insert_schedules(worker.pool, ended, worker.first_slot, worker.interval)
+    if worker.clock.now() - worker.clock.started_at > UNREPORTED:
+        for ticker, until in (await end_schedules(worker.pool)).items():
+            logger.info("%s: no worker collects it any more, nothing is expected from %s on", ticker, until.isoformat())
 
 
 async def _heal_all(worker: Worker) -> bool:
@@ -91,5 +104,6 @@ async def _heal(worker: Worker, ticker: str, runs: Sequence[MissingRun], deadlin
     for piece in pieces(runs, length):
         if asyncio.get_running_loop().time() > deadline:
             return False
-        await recover(worker, ticker, piece)
+        unanswered, _ = await recover(worker, ticker, piece)
+        await note_unanswered(worker, ticker, unanswered)
     return True

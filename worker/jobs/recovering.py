@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from shared.storage.missed_slots import MissingRun, insert_unanswered
@@ -29,11 +30,19 @@ def piece_length(interval: timedelta) -> timedelta:
     return max(timedelta(hours=6), 40 * interval)
 
 
-async def recover(worker: Worker, ticker: str, runs: Sequence[MissingRun]) -> tuple[list[MissingRun], bool]:
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """Slots that no source can answer, and the sources' reasons."""
+
+    runs: list[MissingRun]
+    detail: str
+
+
+async def recover(worker: Worker, ticker: str, runs: Sequence[MissingRun]) -> tuple[Unanswered, bool]:
     """Ask the sources for these slots, which ascend. Idempotent, and what is stored survives a kill.
 
-    Returns the slots that no source can answer, which are recorded with the sources' reasons; and whether all others
-    are answered, except those of the last minutes. Raises `StorageUnavailable`, and Redis's errors.
+    Returns what no source can answer; and whether all other slots are answered, except those of the last minutes.
+    Raises `StorageUnavailable`, and Redis's errors.
     """
     left, unanswered = list(runs), list(runs)
     reasons: list[str] = []
@@ -60,11 +69,14 @@ async def recover(worker: Worker, ticker: str, runs: Sequence[MissingRun]) -> tu
             logger.info("%s: %s filled from the %s, %d to go", ticker, slots, source.name, count(left))
         if not left:
             break
-    unanswered = common(left, unanswered)
-    await insert_unanswered(worker.pool, ticker, unanswered, "; ".join(filter(None, reasons)))
-    worker.metrics.unanswered.labels(ticker).inc(count(unanswered))
     is_whole = not failed or not split(left, worker.clock.now() - _SETTLE)[0]
-    return unanswered, is_whole
+    return Unanswered(common(left, unanswered), "; ".join(filter(None, reasons))), is_whole
+
+
+async def note_unanswered(worker: Worker, ticker: str, unanswered: Unanswered) -> None:
+    """Record expected slots that stay missing, so that healing does not ask for them again."""
+    await insert_unanswered(worker.pool, ticker, unanswered.runs, unanswered.detail)
+    worker.metrics.unanswered.labels(ticker).inc(count(unanswered.runs))
 
 
 async def _store(worker: Worker, prices: Sequence[Price]) -> None:

@@ -49,6 +49,7 @@ async def _drop(worker: Worker, kept_from: dict[str, datetime]) -> None:
             for ticker in tuple(left):  # in turns, because the time may not suffice for all of one ticker
                 count = await drop_oldest_prices(worker.pool, ticker, BATCH)
                 dropped[ticker] += count
+                worker.metrics.dropped.labels(ticker).inc(count)
                 if count < BATCH:
                     left.remove(ticker)
                 await asyncio.sleep(PAUSE_SECONDS)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,26 +19,32 @@ from worker.context import Worker, worker_of
 logger = logging.getLogger(__name__)
 
 _MAX_STORE_PAUSE_SECONDS = 10
+_STORE_DEFERRED_SECONDS = 10.0
+"Shorter than the job's timeout. The next run stores the rest."
 _STORE_SECONDS = 1.7
 "How long an insert may take before its prices are deferred."
 
 
 async def store_deferred(ctx: dict[str, Any]) -> bool:
-    """Store what was deferred. Returns whether PostgreSQL is available.
+    """Store what was deferred. Returns whether nothing is left.
 
     In as_stored with pauses, so that a database that has just come back can serve others too.
     """
     worker = worker_of(ctx)
+    deadline = time.monotonic() + _STORE_DEFERRED_SECONDS
     try:
         while stored := await store_oldest_deferred(worker.redis, worker.pool, worker.metrics.note):
             logger.info("stored %d deferred %s", stored, "entry" if stored == 1 else "entries")
             await asyncio.sleep(0.05)
+            if time.monotonic() > deadline:
+                return False
     except StorageUnavailable:
         return False
     return True
 
 
 async def store_deferred_until_done(ctx: dict[str, Any]) -> None:
+    """The only job that stores what was deferred; one at a time is queued, whoever asks for it."""
     if not await store_deferred(ctx):
         raise arq.Retry(defer=min(2 ** ctx["job_try"], _MAX_STORE_PAUSE_SECONDS))
 

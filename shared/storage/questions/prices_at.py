@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from shared.grid import EPOCH
-from shared.storage.coverage import gaps
 from shared.storage.database import Statement
+from shared.storage.gaps import gaps
 from shared.storage.prices import FIELDS, STALE_INTERVALS, WITH_CURSOR
-from shared.storage.schedules import NEXT_SLOT_END
+from shared.storage.schedules import NEXT_SLOT_END, SCHEDULE
 
 GAP_FIELDS = ("from_dt", "to_dt", "missing", "reason", "detail")
 
@@ -24,13 +24,10 @@ def _gaps_between(lower: str, upper: str) -> str:
 _PRICES_AT = f"""
     with grid as (
         select
-            since,
-            lead(since, 1, 'infinity') over (order by since) as until,
-            make_interval(secs => interval_seconds) as step,
+            *,
             -- A bit for each second of a minute that is a slot: a step divides the minute, or is a multiple of it.
             rpad('', 60, rpad('1', interval_seconds, '0'))::bit(60) as slots
-        from schedules
-        where ticker = $1
+        from ({SCHEDULE}) as schedule
     ), asked as (
         select at, position, coalesce(make_interval(secs => $3), {STALE_INTERVALS} * step) as tolerance
         from unnest($2::timestamptz[]) with ordinality as instant (given, position)

@@ -7,7 +7,7 @@ import asyncpg
 
 from shared.errors import QueryTooComplex
 from shared.grid import EPOCH
-from shared.storage.coverage import Coverage, coverage
+from shared.storage.coverage import HOURS, MAX_HOURS, Coverage, coverage, too_long
 from shared.storage.database import Statement
 from shared.storage.prices import COLUMNS, FIELDS, WITH_CURSOR
 from shared.storage.schedules import NEXT_SLOT_END
@@ -16,7 +16,7 @@ MAX_PRICES = 200_000
 "138 days of minutes, two days of seconds: reading them takes about half of the deadline of a statement."
 
 SECONDS_OF_A_YEAR = 365 * 86_400
-COVERAGE_FIELDS = (*(field.name for field in fields(Coverage)), "ratio", "complete")
+COVERAGE_FIELDS = (*(field.name for field in fields(Coverage)), "observed", "ratio", "complete")
 
 
 def _price(name: str, order: str) -> str:
@@ -119,9 +119,11 @@ _STATISTICS = f"""
         {_columns(COVERAGE_FIELDS, "coverage", "covered")},
         $3 > now as is_running,
         case when $3 > now then least($3, ({NEXT_SLOT_END})) end as expires_at,
-        exists (select from beyond) as is_refused,
-        (select timestamp from beyond) as readable_until
+        exists (select from beyond) or hours > {MAX_HOURS} as is_refused,
+        (select timestamp from beyond) as readable_until,
+        hours
     from period
+    cross join ({HOURS}) as size
     -- Keeps the planner from writing a column's subquery anew wherever the answer uses it.
     offset 0
 """
@@ -133,6 +135,8 @@ def statistics(ticker: str, from_dt: datetime, to_dt: datetime, now: datetime | 
 
 
 def _too_many(row: asyncpg.Record) -> QueryTooComplex:
+    if row["readable_until"] is None:
+        return too_long(row)
     until = row["readable_until"].strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     return QueryTooComplex(
         f"Statistics read at most {MAX_PRICES:,} prices. From fromDt on, those reach to {until}: accepted is a toDt "

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import DateTime, Enum, select
+from sqlalchemy import Boolean, DateTime, Enum, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
 
 engine = create_async_engine(
     os.environ["DATABASE_URL"].replace("postgresql://", "postgresql+asyncpg://"), pool_size=10, max_overflow=0
@@ -32,6 +32,31 @@ class PriceRow(Base):
     observed_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
     source: Mapped[str] = mapped_column(Enum("SCHEDULED", "REQUESTED", "BACKFILLED", name="price_source"))
     testnet: Mapped[bool]
+
+
+class CandleRow(Base):
+    __tablename__ = "candle_minutes"
+
+    ticker: Mapped[str] = mapped_column(primary_key=True)
+    start: Mapped[datetime] = mapped_column(DateTime(timezone=True), primary_key=True)
+    open: Mapped[Decimal]
+    high: Mapped[Decimal]
+    low: Mapped[Decimal]
+    close: Mapped[Decimal]
+    samples: Mapped[int]
+    complete: Mapped[bool] = column_property(literal_column("get_bit(seconds, 0) = 1", Boolean))
+
+
+class CandleOut(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    start: datetime
+    open: Decimal
+    high: Decimal
+    low: Decimal
+    close: Decimal
+    samples: int
+    complete: bool
 
 
 class PriceOut(BaseModel):
@@ -77,6 +102,16 @@ async def period(session: Session, ticker: str, from_dt: datetime, to_dt: dateti
         .where(PriceRow.ticker == ticker, PriceRow.timestamp >= from_dt, PriceRow.timestamp <= to_dt)
         .order_by(PriceRow.timestamp)
         .limit(limit)
+    )
+    return list((await session.scalars(query)).all())
+
+
+@app.get("/candles")
+async def candles(session: Session, ticker: str, from_dt: datetime, to_dt: datetime) -> list[CandleOut]:
+    query = (
+        select(CandleRow)
+        .where(CandleRow.ticker == ticker, CandleRow.start >= from_dt, CandleRow.start <= to_dt)
+        .order_by(CandleRow.start)
     )
     return list((await session.scalars(query)).all())
 

@@ -17,6 +17,12 @@ from starlette.routing import Route
 _SELECT = "select price, timestamp, source::text from prices where ticker = $1"
 LATEST = f"{_SELECT} order by timestamp desc limit 1"
 HISTORY = f"{_SELECT} order by timestamp desc limit $2"
+CANDLES = """
+    select start, open, high, low, close, samples, get_bit(seconds, 0) = 1 as complete
+    from candle_minutes
+    where ticker = $1 and start >= $2 and start <= $3
+    order by start
+"""
 PERIOD = f"{_SELECT} and timestamp >= $2 and timestamp <= $3 order by timestamp limit $4"
 
 Connection = Any  # asyncpg's pool hands out proxies
@@ -29,6 +35,19 @@ def _answer(value: Any) -> Response:
 def _price(row: asyncpg.Record) -> dict[str, Any]:
     price, timestamp, source = row
     return {"price": str(price), "timestamp": timestamp, "source": source}
+
+
+def _candle(row: asyncpg.Record) -> dict[str, Any]:
+    start, opened, high, low, close, samples, complete = row
+    return {
+        "start": start,
+        "open": str(opened),
+        "high": str(high),
+        "low": str(low),
+        "close": str(close),
+        "samples": samples,
+        "complete": complete,
+    }
 
 
 async def select_latest(connection: Connection, ticker: str) -> dict[str, Any] | None:
@@ -59,6 +78,14 @@ async def period(request: Request) -> Response:
     return _answer([_price(row) for row in rows])
 
 
+async def candles(request: Request) -> Response:
+    query = request.query_params
+    start, end = datetime.fromisoformat(query["from_dt"]), datetime.fromisoformat(query["to_dt"])
+    async with request.state.pool.acquire() as connection:
+        rows = await connection.fetch(CANDLES, query["ticker"], start, end)
+    return _answer([_candle(row) for row in rows])
+
+
 async def four(request: Request) -> Response:
     query = request.query_params
     first, second, limit = query["first"], query["second"], int(query["limit"])
@@ -87,6 +114,7 @@ app = Starlette(
         Route("/history", history),
         Route("/period", period),
         Route("/four", four),
+        Route("/candles", candles),
     ],
     lifespan=lifespan,
 )

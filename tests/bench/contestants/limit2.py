@@ -34,6 +34,18 @@ def _history(ticker: str, limit: str) -> str:
     return _list(f"ticker = {ticker}", "timestamp desc", limit)
 
 
+_CANDLE = """
+    '{"start":"' || to_char(start at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') || '","open":"' || open::text
+    || '","high":"' || high::text || '","low":"' || low::text || '","close":"' || close::text
+    || '","samples":' || samples::text || ',"complete":' || (get_bit(seconds, 0) = 1)::text || '}'
+"""
+_CANDLES = f"""
+    select '[' || coalesce(string_agg(row, ','), '') || ']'
+    from (
+        select {_CANDLE} as row from candle_minutes where ticker = $1 and start >= $2 and start <= $3 order by start
+    ) as rows
+"""
+
 _FOUR = f"""
     '{{"a":' || {_latest("$1")} || ',"b":' || {_latest("$2")}
     || ',"c":' || {_history("$1", "$3::int")} || ',"d":' || {_history("$2", "$3::int")} || '}}'
@@ -44,6 +56,7 @@ STATEMENTS = {
     "/history": f"select {_history('$1', '$2::int')}",
     "/period": f"select {_list('ticker = $1 and timestamp >= $2 and timestamp <= $3', 'timestamp', '$4::int')}",
     "/four": f"select {_FOUR}",
+    "/candles": _CANDLES,
 }
 READERS: dict[str, Callable[[str], Any]] = {
     "from_dt": datetime.fromisoformat,

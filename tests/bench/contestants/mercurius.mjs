@@ -11,6 +11,9 @@ const pool = new pg.Pool({
 });
 const columns = "ticker, price, timestamp, observed_at, source, testnet";
 
+const candles = `select ticker, start, open, high, low, close, samples, get_bit(seconds, 0) = 1 as complete
+  from candle_minutes where ticker = $1 and start >= $2 and start <= $3 order by start limit $4`;
+
 async function select(name, where, values) {
   const { rows } = await pool.query({ name, text: `select ${columns} from prices where ${where}`, values });
   return rows;
@@ -28,10 +31,24 @@ const schema = `
     source: PriceSource!
     testnet: Boolean!
   }
+  enum CandleInterval { ONE_MINUTE }
+  type Candle {
+    ticker: String!
+    start: DateTime!
+    open: Decimal!
+    high: Decimal!
+    low: Decimal!
+    close: Decimal!
+    samples: Int!
+    complete: Boolean!
+  }
   type Query {
     latestPrice(ticker: String!): Price
     priceHistory(ticker: String!, limit: Int! = 100): [Price!]
     pricesInPeriod(ticker: String!, fromDt: DateTime!, toDt: DateTime!, limit: Int! = 100): [Price!]
+    candles(
+      ticker: String!, interval: CandleInterval!, fromDt: DateTime!, toDt: DateTime!, limit: Int! = 500
+    ): [Candle!]
   }
 `;
 
@@ -50,6 +67,8 @@ const resolvers = {
       select("period", "ticker = $1 and timestamp >= $2 and timestamp <= $3 order by timestamp limit $4", [
         ticker, fromDt, toDt, limit,
       ]),
+    candles: async (_, { ticker, fromDt, toDt, limit }) =>
+      (await pool.query({ name: "candles", text: candles, values: [ticker, fromDt, toDt, limit] })).rows,
   },
   Price: { observedAt: (row) => row.observed_at },
 };

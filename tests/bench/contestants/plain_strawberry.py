@@ -34,6 +34,22 @@ class Price:
     testnet: bool
 
 
+@strawberry.enum
+class CandleInterval(Enum):
+    ONE_MINUTE = "ONE_MINUTE"
+
+
+@strawberry.type
+class Candle:
+    start: datetime
+    open: Decimal
+    high: Decimal
+    low: Decimal
+    close: Decimal
+    samples: int
+    complete: bool
+
+
 class App:
     pool: "asyncpg.Pool[asyncpg.Record]"
 
@@ -72,6 +88,18 @@ class Query:
             to_dt,
             limit,
         )
+
+    @strawberry.field
+    async def candles(
+        self, ticker: str, interval: CandleInterval, from_dt: datetime, to_dt: datetime, limit: int = 500
+    ) -> list[Candle]:
+        sql = """
+            select start, open, high, low, close, samples, get_bit(seconds, 0) = 1 as complete
+            from candle_minutes
+            where ticker = $1 and start >= $2 and start <= $3
+            order by start limit $4
+        """
+        return [Candle(**row) for row in await App.pool.fetch(sql, ticker, from_dt, to_dt, limit)]
 
 
 @asynccontextmanager

@@ -349,7 +349,7 @@ async def test_pages_of_cors_origins_may_send_requests_and_read_answers(settings
         assert "Origin" in preflight.headers["vary"]
         readable = {
             "access-control-allow-origin": ORIGIN,
-            "access-control-expose-headers": "ETag, Retry-After, X-Request-ID",
+            "access-control-expose-headers": "Content-Disposition, ETag, Retry-After, X-Request-ID",
         }
         for number, accept in enumerate((*ACCEPTS.values(), "text/event-stream", "image/png")):
             for query in (QUERY, "{ __typename }", "{"):  # by PostgreSQL, by Strawberry, by nobody

@@ -12,7 +12,7 @@ from shared.grid import slot_of
 from shared.storage import prices as storage
 from shared.storage.database import fetch
 from shared.storage.prices import Price, PriceSource, insert_prices
-from tests.integration.examples import MINUTE, example_price, select_all_missed_slots, select_all_prices
+from tests.integration.examples import MINUTE, example_price, select_all_prices
 from tests.integration.jobs.test_healing import HOUR
 from tests.integration.jobs.test_recovering import traded
 from tests.reads import rows_of, select_coverage, select_gaps
@@ -140,11 +140,9 @@ async def test_the_history_is_filled_back_to_the_setting_and_holes_have_reasons(
     end = now - HOUR
     counted = await select_coverage(worker.pool, TICKER, goal, end, now)
     assert counted.expected == (end - goal) // MINUTE
-    missing = [one.slot for one in await select_all_missed_slots(worker.pool)]
-    assert counted.expected - counted.present == len(missing) > 0
-    assert {one.detail for one in await select_all_missed_slots(worker.pool)} == {
-        "no trade within the slot; no chart point as fine as the grid"
-    }
+    gaps = await select_gaps(worker.pool, TICKER, goal, end, now, 100)
+    assert counted.expected - counted.present == sum(gap.missing for gap in gaps) > 0
+    assert {gap.detail for gap in gaps} == {"no trade within the slot; no chart point as fine as the grid"}
 
 
 async def test_a_start_that_reaches_further_back_goes_on_from_where_it_is(worker: Worker, simulator: Simulator) -> None:

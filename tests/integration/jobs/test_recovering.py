@@ -11,10 +11,12 @@ import pytest
 from shared.grid import slot_of
 from shared.queue.spacing import lock
 from shared.storage.prices import Price, PriceSource, insert_prices
-from tests.integration.examples import MINUTE, example_price, select_all_missed_slots, select_all_prices
+from tests.integration.examples import MINUTE, example_price, select_all_prices
 from tests.integration.jobs.test_healing import HOUR, averaged, charts_asked_for, collect
+from tests.reads import select_gaps
 from worker.context import Worker
 from worker.exchange.background import HEALING
+from worker.exchange.chart import NO_POINT
 from worker.exchange.errors import DeribitError
 from worker.exchange.trades import NO_TRADE
 from worker.jobs import healing
@@ -78,11 +80,9 @@ async def test_what_no_trade_answers_is_asked_of_the_chart_and_the_rest_has_both
     stored = [price for price in await select_all_prices(worker.pool) if price.source is not PriceSource.SCHEDULED]
     assert stored == found
     assert 5 < len(found) < 55
-    missed = await select_all_missed_slots(worker.pool)
-    assert [one.slot for one in missed] == [
-        slot for slot in missing if slot not in {price.timestamp for price in found}
-    ]
-    assert {one.detail for one in missed} == {f"{NO_TRADE}; no chart point as fine as the grid"}
+    gaps = await select_gaps(worker.pool, "btc_usd", gap, gap + MINUTE, gap + MINUTE, 100)
+    assert sum(one.missing for one in gaps) == len(missing) - len(found)
+    assert {one.detail for one in gaps} == {f"{NO_TRADE}; {NO_POINT}"}
     asked = dict(simulator.requests)
 
     await heal_gaps(ctx)

@@ -201,6 +201,40 @@ async def test_a_refused_price_does_not_block_others(worker: Worker, ctx: dict[s
     ]
 
 
+async def test_an_entry_that_cannot_be_read_is_set_aside_and_the_others_are_stored(
+    worker: Worker, ctx: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of another release, or malformed; and a reason that PostgreSQL refuses."""
+    slot = await running_slot(worker)
+    good, known = example_price(slot, "1"), MissedSlot("eth_usd", slot, GapReason.EXCHANGE_ERROR, "HTTP_502: x")
+    await defer(worker.redis, [good], [known, MissedSlot("eth_usd", slot - MINUTE, GapReason.EXCHANGE_ERROR, "\0")])
+    entries = [entry.decode() for entry in await worker.redis.zrange("deferred", 0, -1)]
+    [price] = [entry for entry in entries if "price" in entry]
+    [missed] = [entry for entry in entries if "502" in entry]
+    bad = [
+        "",
+        "[]",
+        "7",
+        "{}",
+        "[" * 9999,
+        price.replace("SCHEDULED", "DREAMT"),
+        price.replace('"price": "1"', '"price": "one"'),
+        price.replace("testnet", "mainnet"),
+        missed.replace("EXCHANGE_ERROR", "BAD_LUCK"),
+        missed.replace('"detail"', '"why"'),
+    ]
+    await worker.redis.zadd("deferred", {entry: number for number, entry in enumerate(bad)})
+
+    assert await store_deferred(ctx) is True
+    assert await select_all_prices(worker.pool) == [good]
+    assert await select_all_missed_slots(worker.pool) == [known]
+    assert await worker.redis.zcard("deferred") == 0
+    aside: list[bytes] = await worker.redis.execute_command("LRANGE", "deferred:unreadable", 0, -1)
+    assert [entry.decode() for entry in aside[: len(bad)]] == bad
+    assert len(aside) == len(bad) + 1
+    assert sum("set aside" in record.getMessage() for record in caplog.records) == len(bad) + 1
+
+
 async def test_more_than_one_batch_is_stored_in_order(worker: Worker, ctx: dict[str, Any]) -> None:
     slot = await running_slot(worker)
     prices = [example_price(slot - MINUTE * n, f"{90_000 + n}.10") for n in range(1, 1101)]

@@ -89,7 +89,7 @@ async def check(pool: Pool, schedules: Schedules, now: datetime = TO) -> dict[Ca
             found[interval] = candles
             length = LENGTHS[interval]
             for since, until in zip(grids, [*grids[1:], TO], strict=False):
-                begin, end = slot_of(since + length, length), until - length
+                begin, end = bucket_of(since + length, length), until - length
                 if begin <= end:
                     inside = [candle for candle in candles if begin <= candle.start <= end]
                     assert await select_candles(pool, ticker, interval, begin, end, 10_000, now) == inside, interval
@@ -239,8 +239,16 @@ async def test_the_migration_makes_the_candles_of_the_prices_that_are_there(sett
         await connection.execute(f"alter database {name} set timezone = 'Asia/Kathmandu'")
         await migrate(dsn, read_migrations()[:2])
         async with create_pool(settings.model_copy(update={"database_url": dsn}), name="tests", size=2) as pool:
-            await insert_prices(pool, [price for _ in range(9) for price in random_prices(chance, 300)])
-            await migrate(dsn, read_migrations()[:3])
+            rows = {(p.ticker, p.timestamp): p for _ in range(9) for p in random_prices(chance, 300)}.values()
+            for p in rows:
+                await fetch(
+                    pool,
+                    "insert into prices (ticker, price, timestamp, observed_at, source, testnet) "
+                    "values ($1, $2, $3, $4, $5::text::price_source, $6)",
+                    *(p.ticker, p.price, p.timestamp, p.observed_at),
+                    *("BACKFILLED" if p.source is PriceSource.RECOVERED else p.source.value, p.testnet),
+                )
+            await migrate(dsn)
             assert await check(pool, []) != {interval: [] for interval in CandleInterval}
         await connection.execute(f"drop database {name} with (force)")
     finally:

@@ -2,17 +2,18 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import pytest
 
 from shared.grid import slot_of
-from shared.storage.coverage import Coverage, select_missing_runs
+from shared.storage.coverage import Coverage
 from shared.storage.database import Pool, fetch
+from shared.storage.gaps import select_missing_runs
 from shared.storage.missed_slots import GapReason, MissedSlot, MissingRun, insert_missed_slots, insert_unanswered
 from shared.storage.prices import Price, PriceSource, insert_prices
-from shared.storage.schedules import insert_schedules
+from tests.integration.conftest import Api
 from tests.integration.examples import MINUTE, NOON, example_price, insert_schedule_rows
 from tests.reads import Gap, select_coverage, select_gaps
 
@@ -22,19 +23,34 @@ SECOND = timedelta(seconds=1)
 
 @dataclass
 class World:
-    """What is stored: (since, interval) of each schedule oldest first, the prices' timestamps, the reasons by slot."""
+    """What is stored: (since, interval) of each schedule oldest first, the prices' timestamps, the reasons by slot.
+
+    `averaged`: those of the timestamps that hold an average. `ends`: those of the schedules that end by themselves.
+    """
 
     schedules: Sequence[tuple[datetime, timedelta]]
     timestamps: set[datetime]
     missed: dict[datetime, MissedSlot]
     unanswered: set[datetime]
+    averaged: set[datetime] = field(default_factory=set)
+    ends: dict[datetime, datetime] = field(default_factory=dict)
 
     async def insert(self, pool: Pool) -> None:
         seconds = [(TICKER, since, int(interval.total_seconds())) for since, interval in self.schedules]
         await insert_schedule_rows(pool, seconds)
-        await insert_prices(pool, [example_price(timestamp) for timestamp in self.timestamps])
+        for since, until in self.ends.items():
+            await fetch(pool, "update schedules set until = $1 where since = $2", until, since)
+        # Some averages are replaced by the observation that comes late, and some prices are deleted again.
+        late = {timestamp for timestamp in self.timestamps - self.averaged if timestamp.second % 3 == 0}
+        sources = dict.fromkeys(self.timestamps, PriceSource.SCHEDULED)
+        sources |= dict.fromkeys(self.averaged | late, PriceSource.BACKFILLED)
+        await insert_prices(pool, [example_price(at, source=source) for at, source in sources.items()])
+        await insert_prices(pool, [example_price(at) for at in late])
+        gone = [NOON + SECOND * n for n in range(0, 900, 7) if NOON + SECOND * n not in self.timestamps]
+        await insert_prices(pool, [example_price(at) for at in gone])
+        await fetch(pool, "delete from prices where ticker = $1 and timestamp = any($2)", TICKER, gone)
         await insert_missed_slots(pool, self.missed.values())
-        await insert_unanswered(pool, TICKER, [MissingRun(s, s + MINUTE, MINUTE) for s in sorted(self.unanswered)])
+        await insert_unanswered(pool, TICKER, [MissingRun(s, s + SECOND, SECOND) for s in sorted(self.unanswered)])
         # Another ticker's rows count for nothing here.
         await insert_schedule_rows(pool, [("eth_usd", NOON - MINUTE * 99, 60)])
         await insert_prices(pool, [example_price(NOON + MINUTE * n, ticker="eth_usd") for n in range(9)])
@@ -43,8 +59,8 @@ class World:
         """Every slot expected in [from_dt, to_dt), with its interval: one that begins in its schedule and has ended."""
         slots = []
         untils = [*(since for since, _ in self.schedules[1:]), datetime.max.replace(tzinfo=NOON.tzinfo)]
-        for (since, interval), until in zip(self.schedules, untils, strict=True):
-            slot = slot_of(since, interval)
+        for (since, interval), following in zip(self.schedules, untils, strict=True):
+            slot, until = slot_of(since, interval), min(following, self.ends.get(since, following))
             while slot < min(until, to_dt, now):
                 if max(since, from_dt) <= slot and slot + interval <= now:
                     slots.append((slot, interval))
@@ -52,8 +68,8 @@ class World:
         return slots
 
     def coverage(self, from_dt: datetime, to_dt: datetime, now: datetime) -> Coverage:
-        slots = [slot for slot, _ in self.slots(from_dt, to_dt, now)]
-        return Coverage(len(slots), len(self.timestamps & set(slots)))
+        slots = {slot for slot, _ in self.slots(from_dt, to_dt, now)}
+        return Coverage(len(slots), len(self.timestamps & slots), averaged=len(self.averaged & slots))
 
     def gaps(self, from_dt: datetime, to_dt: datetime, now: datetime) -> list[Gap]:
         gaps: list[Gap] = []
@@ -85,6 +101,11 @@ def random_world(chance: random.Random) -> World:
     candidates = [NOON + SECOND * n for n in range(0, 900, 5)]
     timestamps = {slot for slot in candidates if chance.random() < chance.choice([0.1, 0.5, 0.9])}
     timestamps |= {NOON + SECOND * chance.uniform(0, 900) for _ in range(5)}  # requested, off the grid
+    averaged = {slot for slot in timestamps if slot.microsecond == 0 and chance.random() < 0.3}
+    ends = {
+        since: since + SECOND * chance.randrange(0, 400)
+        for since, _ in schedules[: chance.randrange(len(schedules) + 1)]
+    }
     reasons = [
         (reason, detail)
         for reason in (GapReason.EXCHANGE_ERROR, GapReason.NOT_COLLECTED)
@@ -97,7 +118,7 @@ def random_world(chance: random.Random) -> World:
     unanswered = {slot for slot in candidates if chance.random() < 0.3}
     for slot in unanswered - missed.keys():
         missed[slot] = MissedSlot(TICKER, slot, GapReason.NOT_COLLECTED)
-    return World(schedules, timestamps, missed, unanswered)
+    return World(schedules, timestamps, missed, unanswered, averaged, ends)
 
 
 def slots_of(runs: Sequence[MissingRun]) -> list[datetime]:
@@ -119,7 +140,8 @@ async def test_the_answers_equal_a_recount(pool: Pool, seed: int) -> None:
         period = (from_dt, to_dt, now)
         case = f"{world.schedules} {period}"
         assert await select_coverage(pool, TICKER, *period) == world.coverage(*period), case
-        assert await select_gaps(pool, TICKER, *period, 10_000) == world.gaps(*period), case
+        limit = chance.choice([1, 2, 3, 10, 10_000])
+        assert await select_gaps(pool, TICKER, *period, limit) == world.gaps(*period)[:limit], case
         assert slots_of(await select_missing_runs(pool, TICKER, *period)) == world.to_heal(*period), case
 
 
@@ -215,24 +237,67 @@ async def test_the_first_reason_of_a_slot_stands_and_an_unanswered_chart_is_adde
     assert await select_gaps(pool, TICKER, *period, 10) == []
 
 
-async def select_schedules(pool: Pool) -> list[tuple[datetime, int]]:
-    rows = await fetch(pool, "select since, interval_seconds from schedules where ticker = $1 order by since", TICKER)
-    return [(row["since"], row["interval_seconds"]) for row in rows]
+async def test_a_gap_that_goes_on_for_hours_is_one_and_a_page_ends_with_a_whole_gap(pool: Pool) -> None:
+    """Also across the hours, a change of the interval, and slots with a reason in between."""
+    hour, half = MINUTE * 60, MINUTE * 30
+    await insert_schedule_rows(pool, [(TICKER, NOON, 60), (TICKER, NOON + 5 * hour + half, 600)])
+    await insert_prices(pool, [example_price(NOON + hour * n + half) for n in range(1, 12)])
+    await insert_prices(pool, [example_price(NOON + 10 * hour, ticker="eth_usd")])
+    await fetch(pool, "delete from prices where timestamp = $1", NOON + 7 * hour + half)
+    period = (NOON, NOON + 12 * hour, NOON + 12 * hour)
+    gaps = await select_gaps(pool, TICKER, *period, 100)
+    stored = [NOON + hour * n + half for n in range(1, 12) if n != 7]
+    assert [gap.from_dt for gap in gaps[1:]] == [
+        at + (MINUTE if at < NOON + 5 * hour + half else 10 * MINUTE) for at in stored
+    ]
+    assert [gap.to_dt for gap in gaps] == [*stored, period[1]]
+    for limit in range(1, len(gaps) + 2):
+        assert await select_gaps(pool, TICKER, *period, limit) == gaps[:limit], limit
 
 
-async def test_a_schedule_is_noted_once_and_again_when_its_interval_changes(pool: Pool) -> None:
-    for since, interval in [(NOON, MINUTE), (NOON + MINUTE, MINUTE), (NOON + MINUTE * 2, SECOND)]:
-        await insert_schedules(pool, [TICKER, "eth_usd"], since, interval)
-    assert await select_schedules(pool) == [(NOON, 60), (NOON + MINUTE * 2, 1)]
+async def test_a_year_of_seconds_is_counted_from_the_hours_and_its_first_gap_is_found(pool: Pool) -> None:
+    """Every other second is missing: 15 million gaps."""
+    until = NOON + timedelta(days=365)
+    await insert_schedule_rows(pool, [(TICKER, NOON, 1)])
+    await fetch(
+        pool,
+        """
+        insert into candle_hours (ticker, start, open, high, low, close, samples, seconds, averaged)
+        select $1, start, 1, 1, 1, 1, 1800, seconds, seconds & (b'1'::bit(3600) >> 2)
+        from generate_series($2::timestamptz, $3::timestamptz - interval '1 hour', '1 hour') as start
+        cross join (select repeat('10', 1800)::bit(3600) as seconds) as bits
+        """,
+        TICKER,
+        NOON,
+        until,
+        timeout=30,
+    )
+    slots = 365 * 86_400
+    try:
+        covered = await select_coverage(pool, TICKER, NOON, until, until)
+        assert covered == Coverage(slots, slots // 2, averaged=365 * 24)
+        gaps = await select_gaps(pool, TICKER, NOON, until, until, 2)
+        assert [gap.from_dt - NOON for gap in gaps] == [SECOND, SECOND * 3]
+    finally:
+        await fetch(pool, "truncate candle_hours")
 
 
-@pytest.mark.parametrize("since", [NOON + MINUTE * 21, NOON + MINUTE * 60], ids=["earlier", "same"])
-async def test_an_interval_changed_before_the_last_change_took_effect_is_the_one_that_counts(
-    pool: Pool, since: datetime
-) -> None:
-    """An hourly schedule begins with the next hour; the operator goes back to minutes before that."""
-    await insert_schedules(pool, [TICKER], NOON, MINUTE)
-    await insert_schedules(pool, [TICKER], NOON + MINUTE * 60, MINUTE * 60)
-    await insert_schedules(pool, [TICKER], since, MINUTE)
-    two_to_three = (NOON + MINUTE * 120, NOON + MINUTE * 180, NOON + MINUTE * 300)
-    assert await select_coverage(pool, TICKER, *two_to_three) == Coverage(60, 0)
+async def test_what_is_too_much_is_refused_with_what_fits(api: Api, pool: Pool) -> None:
+    """The period counts only as far as the ticker's schedule reaches into it."""
+    await insert_schedule_rows(pool, [(TICKER, NOON - timedelta(days=4 * 365), 60), ("eth_usd", NOON, 60)])
+    query = """
+        query ($ticker: String!) {
+          coverage(ticker: $ticker, fromDt: "2000-01-01T00:00:00Z", toDt: "2026-01-31T12:01:00Z") {
+            expected observed averaged gaps { missing }
+          }
+        }
+    """
+    answer = await api.execute(query, {"ticker": TICKER})
+    assert answer["data"] == {"coverage": None}
+    [error] = answer["errors"]
+    assert error["extensions"] == {"code": "QUERY_TOO_COMPLEX"}
+    assert error["message"] == (
+        "The period has 35041 hours of the ticker's schedule; at most 26352 fit, whatever its interval."
+    )
+    counted = {"expected": 1, "observed": 0, "averaged": 0, "gaps": [{"missing": 1}]}
+    assert await api.execute(query, {"ticker": "eth_usd"}) == {"data": {"coverage": counted}}

@@ -21,7 +21,8 @@ from shared.migrate import (
     select_version,
 )
 from shared.storage.database import Pool, create_pool, fetch
-from tests.integration.examples import example_price
+from shared.storage.prices import PriceSource, insert_prices
+from tests.integration.examples import MINUTE, NOON, example_price
 
 NAMES = [migration.name for migration in read_migrations()]
 ROOT = Path(__file__).parents[3]
@@ -162,7 +163,7 @@ async def test_the_command_says_what_it_applied(dsn: str, empty_pool: Pool) -> N
 async def test_the_command_names_a_setting_it_cannot_use(url: str) -> None:
     code, out, err = await run_migrate(url.format("hidden"))
     assert (code, out) == (2, "")
-    assert f"DATABASE_URL={url.format('***')} is refused; accepted: postgresql://" in err
+    assert f"DATABASE_URL={url.format('***')} is refused" in err
     assert "hidden" not in err
 
 
@@ -227,3 +228,40 @@ def test_other_files_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "0001_first.sql").write_text("select 1")
     (tmp_path / "README.md").write_text("notes")
     assert read_migrations(tmp_path) == [Migration(1, "0001_first", "select 1")]
+
+
+async def test_averages_that_are_there_already_are_told_from_observations(dsn: str, empty_pool: Pool) -> None:
+    await migrate(dsn, read_migrations()[:7])
+    averaged = [example_price(NOON + MINUTE * n, source=PriceSource.BACKFILLED) for n in range(0, 200, 3)]
+    await insert_prices(empty_pool, averaged)
+    await insert_prices(empty_pool, [example_price(NOON + MINUTE * n) for n in range(0, 200, 2)])
+    await migrate(dsn)
+    migrated = await fetch(empty_pool, "select * from candle_minutes order by start")
+    hours = await fetch(empty_pool, "select * from candle_hours order by start")
+    assert sum(row["averaged"] is not None for row in migrated) == sum(1 for n in range(0, 200, 3) if n % 2)
+    await fetch(empty_pool, "select refresh_candles(array_agg(ticker), array_agg(start)) from candle_minutes")
+    assert await fetch(empty_pool, "select * from candle_minutes order by start") == migrated
+    assert await fetch(empty_pool, "select * from candle_hours order by start") == hours
+
+
+async def test_prices_at_impossible_instants_are_deleted_and_refused_from_then_on(dsn: str, empty_pool: Pool) -> None:
+    await migrate(dsn, read_migrations()[:7])
+    await insert_prices(empty_pool, [example_price()])
+    insert = """
+        insert into prices (ticker, price, timestamp, observed_at, source, testnet)
+        values ('btc_usd', 1, $1::text::timestamptz, $2::text::timestamptz, 'REQUESTED', false)
+    """
+    instants = ["infinity", "-infinity", "0044-03-15 12:00:00+00 BC", "20000-01-01 00:00:00+00"]
+    pairs = [(at, at) for at in instants[2:]] + [("2026-02-01 00:00:00+00", at) for at in instants]
+    await fetch(empty_pool, "alter table prices disable trigger user")  # some of them fail with triggers
+    for number, (timestamp, observed_at) in enumerate([*pairs[2:], *pairs[:2], ("infinity", "infinity")]):
+        await fetch(empty_pool, insert.replace("btc_usd", f"t{number}_usd"), timestamp, observed_at)
+    await fetch(empty_pool, "alter table prices enable trigger user")
+
+    await migrate(dsn)
+    assert [tuple(row) for row in await fetch(empty_pool, "select ticker, timestamp from prices")] == [
+        ("btc_usd", NOON)
+    ]
+    for timestamp, observed_at in pairs:
+        with pytest.raises(asyncpg.CheckViolationError):
+            await fetch(empty_pool, insert, timestamp, observed_at)

@@ -211,8 +211,10 @@ RESUME = "subscription($after: ID) { priceUpdates(after: $after) { ticker price 
 async def test_followers_go_on_after_a_restore_that_lost_prices(own: Outage, live: LiveApi, lost: int) -> None:
     """With fewer new prices than were lost, and with more."""
     kept = [price("btc_usd", minute) for minute in range(5)]
-    async with own.writer() as pool:
+    async with own.writer() as pool, live.socket() as first:
+        assert await follows(first)
         await store(pool, kept)
+        assert await first.prices(5) == spelled(kept)  # else the feed would read them only after the backup
     own.back_up()
     gone = [price("btc_usd", 10 + minute) for minute in range(lost)]
     new = [price("btc_usd", 100 + minute) for minute in range(10)]

@@ -44,6 +44,8 @@ type Candle {
 type Coverage {
   expected: Int!
   present: Int!
+  observed: Int!
+  averaged: Int!
   dropped: Int!
   ratio: Float!
   complete: Boolean!
