@@ -49,7 +49,7 @@ class Worker:
     background: Background = field(init=False)
     live: Live = field(init=False)
     past: tuple[Past, ...] = field(init=False)
-    "In the order in which they are asked: the better source first."
+    "In the order in which they are asked: the better source first. Only the last one's prices are averages."
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.settings.tickers, self.pool, self.clock)

@@ -50,9 +50,7 @@ class Background:
     async def request(self, method: str) -> AsyncIterator[None]:
         """Around one request. Any refusal delays the next requests of all workers. Raises `RedisError` or `OSError`."""
         async with self._connections:
-            await asyncio.sleep(await reserve_request(self._redis))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._is_quiet.wait(), MAX_YIELD_SECONDS)
+            await self._wait_for_turn()
             try:
                 async with self._metrics.calling(method):
                     yield
@@ -64,3 +62,15 @@ class Background:
                     self._refused_at = time.monotonic()
                 raise
             self._backoff = _FIRST_BACKOFF_SECONDS
+
+    async def _wait_for_turn(self) -> None:
+        """A request whose turn comes during a live one takes another turn, so that none bunch up behind it."""
+        seconds_left = MAX_YIELD_SECONDS
+        while True:
+            await asyncio.sleep(await reserve_request(self._redis))
+            if self._is_quiet.is_set() or seconds_left <= 0:
+                return
+            began = time.monotonic()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_quiet.wait(), seconds_left)
+            seconds_left -= time.monotonic() - began

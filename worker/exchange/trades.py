@@ -2,7 +2,7 @@
 
 The first trade of a slot is an observation of that slot. The exchange's rows are not in order, a page may hold rows
 from outside the range that was asked for, and several trades share a millisecond. So a request begins at a slot that is
-still open, and its page, the earliest trades of the range, is sorted here: it decides every slot up to its last trade.
+still open, and its page, the earliest trades of the range, is sorted here: it decides every slot before its last trade.
 """
 
 import asyncio
@@ -117,7 +117,7 @@ class Trades:
             end = slot + interval if is_dense else left[-1].end
             trades, has_more, testnet = await self._page(perpetual, slot, end, SLOT_PAGE if is_dense else PAGE, now)
             if not is_dense and has_more:
-                decided = trades[-1].timestamp + _MILLISECOND
+                decided = _decided(trades, slot, interval)
                 is_dense = trades[-1].timestamp - trades[0].timestamp < interval
             else:
                 decided = end
@@ -210,6 +210,20 @@ def _first_trades(run: MissingRun, trades: Sequence[Trade]) -> dict[datetime, Tr
     for trade in trades[low:high]:
         first.setdefault(run.first + (trade.timestamp - run.first) // run.interval * run.interval, trade)
     return first
+
+
+def _decided(trades: Sequence[Trade], first: datetime, interval: timedelta) -> datetime:
+    """The end of what a page decides that is not the last one and begins with the slot `first`.
+
+    Its last millisecond may go on in the next page, with a trade of a lower sequence. A slot whose trades begin in that
+    millisecond is asked for again, unless the page has nothing else.
+    """
+    last = trades[-1].timestamp
+    slot = first + (last - first) // interval * interval
+    earlier = bisect_left(trades, (last, -1), key=_order)
+    if slot > first and (not earlier or trades[earlier - 1].timestamp < slot):
+        return slot
+    return last + _MILLISECOND
 
 
 def _empty(run: MissingRun, answered: dict[datetime, Trade], settled: datetime) -> list[MissingRun]:

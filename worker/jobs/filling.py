@@ -24,7 +24,7 @@ from shared.storage.schedules import Beginning, move_beginning, select_beginning
 from worker.context import Worker
 from worker.exchange.background import CONCURRENCY, FILLING, HEALING
 from worker.exchange.errors import DeribitError
-from worker.jobs.recovering import note_unanswered, piece_length, recover
+from worker.jobs.recovering import note_missing, piece_length, recover
 
 logger = logging.getLogger(__name__)
 
@@ -101,12 +101,12 @@ async def fill_piece(worker: Worker, ticker: str) -> bool:
     first = max(goal, beginning.since - piece_length(beginning.interval))
     # The first slot of a fresh schedule lies ahead; healing gets what has not ended yet.
     end = min(beginning.since, slot_of(worker.clock.now(), beginning.interval))
-    unanswered, is_whole = await recover(worker, ticker, [MissingRun(first, end, beginning.interval)])
+    unanswered, is_whole = await recover(worker, ticker, [MissingRun(first, end, beginning.interval)], worker.past)
     if not is_whole:
         raise DeribitError("INCOMPLETE", f"the history of {ticker} from {first.isoformat()} is tried again")
     since = first
     if is_expected:
-        await note_unanswered(worker, ticker, unanswered)
+        await note_missing(worker, ticker, unanswered)
     elif unanswered.runs:
         # Only a past without holes counts as part of the schedule. A sparse past is shown, but not expected.
         since = goal = unanswered.runs[-1].end

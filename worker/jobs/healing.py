@@ -1,13 +1,14 @@
 """`heal_gaps`: fills missed slots of the look-back, the newest first, from the exchange's trades and its chart.
 
-A slot that neither has anything for stays missing, with their reasons, and is not requested again.
+A slot that neither has anything for stays missing, with their reasons, and is not requested again. A slot that got an
+average, because trades could not be read, is asked of them again.
 """
 
 import asyncio
 import logging
 import uuid
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 import arq
@@ -19,14 +20,14 @@ from shared.grid import EPOCH
 from shared.queue.deferred import count_deferred
 from shared.queue.jobs import enqueue_store_deferred
 from shared.queue.spacing import lock, unlock
-from shared.storage.gaps import select_missing_runs
-from shared.storage.missed_slots import MissingRun
+from shared.storage.gaps import select_averaged_runs, select_missing_runs
+from shared.storage.missed_slots import MissingRun, insert_unanswered
 from shared.storage.retention import select_kept_from
 from shared.storage.schedules import UNREPORTED, end_schedules, insert_schedules, report_collected
 from worker.context import Worker, worker_of
 from worker.exchange.background import CONCURRENCY, HEALING
 from worker.exchange.runs import pieces
-from worker.jobs.recovering import note_unanswered, piece_length, recover
+from worker.jobs.recovering import note_missing, piece_length, recover
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +87,7 @@ async def _heal_all(worker: Worker) -> bool:
         oldest = max(now - timedelta(hours=worker.settings.heal_lookback_hours), kept_from.get(ticker, EPOCH))
         async with healing:
             try:
-                runs = await select_missing_runs(worker.pool, ticker, oldest, now, now)
-                return await _heal(worker, ticker, runs[::-1], deadline)
+                return await _heal(worker, ticker, oldest, now, deadline)
             except StorageUnavailable:
                 logger.warning("%s: storage is unavailable, healing waits", ticker)
             except (RedisError, OSError) as error:
@@ -99,11 +99,23 @@ async def _heal_all(worker: Worker) -> bool:
     return all(await asyncio.gather(*map(heal, tickers)))
 
 
-async def _heal(worker: Worker, ticker: str, runs: Sequence[MissingRun], deadline: float) -> bool:
-    length = piece_length(max((run.interval for run in runs), default=timedelta(0)))
-    for piece in pieces(runs, length):
+async def _heal(worker: Worker, ticker: str, oldest: datetime, now: datetime, deadline: float) -> bool:
+    missing = await select_missing_runs(worker.pool, ticker, oldest, now, now)
+    averaged = await select_averaged_runs(worker.pool, ticker, oldest, now, now)
+    for piece in _pieces(missing):
         if asyncio.get_running_loop().time() > deadline:
             return False
-        unanswered, _ = await recover(worker, ticker, piece)
-        await note_unanswered(worker, ticker, unanswered)
+        unanswered, _ = await recover(worker, ticker, piece, worker.past)
+        await note_missing(worker, ticker, unanswered)
+    # After an outage of the better sources, what the last one averaged is asked of them again.
+    for piece in _pieces(averaged):
+        if asyncio.get_running_loop().time() > deadline:
+            return False
+        unanswered, _ = await recover(worker, ticker, piece, worker.past[:-1])
+        await insert_unanswered(worker.pool, ticker, unanswered.runs, unanswered.detail)
     return True
+
+
+def _pieces(runs: Sequence[MissingRun]) -> Iterator[list[MissingRun]]:
+    """Of runs, the newest first."""
+    return pieces(runs[::-1], piece_length(max((run.interval for run in runs), default=timedelta(0))))

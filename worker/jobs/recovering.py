@@ -12,6 +12,7 @@ from worker.context import Worker
 from worker.exchange.errors import DeribitError
 from worker.exchange.index_check import is_unknown_index
 from worker.exchange.runs import common, count, split, without
+from worker.exchange.source import Past
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,9 @@ class Unanswered:
     detail: str
 
 
-async def recover(worker: Worker, ticker: str, runs: Sequence[MissingRun]) -> tuple[Unanswered, bool]:
+async def recover(
+    worker: Worker, ticker: str, runs: Sequence[MissingRun], sources: Sequence[Past]
+) -> tuple[Unanswered, bool]:
     """Ask the sources for these slots, which ascend. Idempotent, and what is stored survives a kill.
 
     Returns what no source can answer; and whether all other slots are answered, except those of the last minutes.
@@ -47,7 +50,7 @@ async def recover(worker: Worker, ticker: str, runs: Sequence[MissingRun]) -> tu
     left, unanswered = list(runs), list(runs)
     reasons: list[str] = []
     failed = False
-    for source in worker.past:
+    for source in sources:
         found: list[datetime] = []
         empty: list[MissingRun] = []
         reason = ""
@@ -73,7 +76,7 @@ async def recover(worker: Worker, ticker: str, runs: Sequence[MissingRun]) -> tu
     return Unanswered(common(left, unanswered), "; ".join(filter(None, reasons))), is_whole
 
 
-async def note_unanswered(worker: Worker, ticker: str, unanswered: Unanswered) -> None:
+async def note_missing(worker: Worker, ticker: str, unanswered: Unanswered) -> None:
     """Record expected slots that stay missing, so that healing does not ask for them again."""
     await insert_unanswered(worker.pool, ticker, unanswered.runs, unanswered.detail)
     worker.metrics.unanswered.labels(ticker).inc(count(unanswered.runs))

@@ -1,23 +1,26 @@
 """`heal_gaps` with the simulator's trades and its chart: which source answers, and what replaces what."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from typing import Any
 
 import arq
+import httpx
 import pytest
 
 from shared.grid import slot_of
-from shared.queue.spacing import lock
+from shared.queue.spacing import hold_requests, lock
 from shared.storage.prices import Price, PriceSource, insert_prices
 from tests.integration.examples import MINUTE, example_price, select_all_prices
 from tests.integration.jobs.test_healing import HOUR, averaged, charts_asked_for, collect
-from tests.reads import select_gaps
+from tests.reads import select_coverage, select_gaps
+from tests.unit.replies import reply
 from worker.context import Worker
 from worker.exchange.background import HEALING
 from worker.exchange.chart import NO_POINT
 from worker.exchange.errors import DeribitError
+from worker.exchange.http import create_http, get_result
 from worker.exchange.trades import NO_TRADE
 from worker.jobs import healing
 from worker.jobs.healing import heal_gaps
@@ -101,6 +104,31 @@ async def test_while_trades_cannot_be_read_the_chart_heals(
     assert stored == [averaged(slot, 6) for slot in sorted(missing)]
 
 
+async def test_averages_of_an_outage_of_trades_are_replaced_when_trades_answer_again(
+    worker: Worker, simulator: Simulator, ctx: dict[str, Any]
+) -> None:
+    now = slot_of(datetime.now(UTC), MINUTE)
+    quiet = next(now - MINUTE * n for n in range(30, 1200) if not traded(now - MINUTE * n))
+    missing = sorted([*busy_minutes(now, 3), quiet])
+    await collect(worker, "btc_usd", quiet - MINUTE, missing)
+    simulator.faults.put("*", Fault("bad_gateway", None, 0, (TRADES,)))
+    await heal_gaps(ctx)
+    covered = await select_coverage(worker.pool, "btc_usd", quiet, now, now)
+    assert (covered.expected - covered.present, covered.averaged) == (0, 4)
+
+    simulator.faults.remove("*")
+    await hold_requests(worker.redis, 0)
+    await heal_gaps(ctx)
+    stored = {price.timestamp: price for price in await select_all_prices(worker.pool)}
+    assert [stored[slot] for slot in missing if slot != quiet] == [traded(slot) for slot in missing if slot != quiet]
+    assert stored[quiet].source is PriceSource.BACKFILLED
+    assert await select_coverage(worker.pool, "btc_usd", quiet, now, now) == replace(covered, averaged=1)
+
+    asked = simulator.requests[TRADES, "btc_usd"]
+    await heal_gaps(ctx)
+    assert simulator.requests[TRADES, "btc_usd"] == asked, "trades have nothing for the quiet minute, and never will"
+
+
 async def test_a_better_source_replaces_a_worse_one_and_never_the_other_way(worker: Worker) -> None:
     """In one statement, in every order."""
     slot = slot_of(datetime.now(UTC), MINUTE) - HOUR
@@ -124,28 +152,34 @@ async def test_a_better_source_replaces_a_worse_one_and_never_the_other_way(work
             assert await insert_prices(worker.pool, both) == [both[1] if is_better else both[0]]
 
 
-async def test_requests_for_the_past_are_spaced_over_all_workers_and_wait_for_live_ones(
-    worker: Worker, simulator: Simulator
-) -> None:
+async def test_at_most_five_requests_a_second_reach_the_exchange_and_none_during_a_live_one(worker: Worker) -> None:
+    """Over all workers, and also when several wait for the same live request to end."""
     loop = asyncio.get_running_loop()
     sent: list[float] = []
+    live: list[bool] = [False]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert not live[0]
+        sent.append(loop.time())
+        return httpx.Response(200, content=reply('{"trades":[],"has_more":false}'))
 
     async def ask(one: Worker) -> None:
         for _ in range(4):
             async with one.background.request(TRADES):
-                sent.append(loop.time())
+                await get_result(one.http, TRADES, {})
 
-    second = Worker(worker.settings, worker.pool, worker.redis, worker.http, name="tests:2")
-    await asyncio.gather(ask(worker), ask(second))
-    assert all(later - earlier > 0.15 for earlier, later in pairwise(sent))
-    assert sent[-1] - sent[0] >= 7 * 0.2
-
-    with worker.background.live():
-        task = asyncio.create_task(ask(worker))
-        await asyncio.sleep(0.5)
-        assert len(sent) == 8
-    await task
-    assert len(sent) == 12
+    async with create_http(worker.settings, httpx.MockTransport(answer)) as http:
+        workers = [replace(worker, http=http, name=f"tests:{number}") for number in (1, 2)]
+        asking = asyncio.gather(*(ask(one) for one in workers * 2))
+        while not asking.done():
+            with workers[0].background.live(), workers[1].background.live():
+                live[0] = True
+                await asyncio.sleep(0.15)
+                live[0] = False
+            await asyncio.sleep(0.25)
+        await asking
+    assert len(sent) == 16
+    assert max(sum(at <= other < at + 1 for other in sent) for at in sent) <= 5
 
 
 async def test_a_refusal_holds_back_the_requests_of_all_workers(worker: Worker) -> None:

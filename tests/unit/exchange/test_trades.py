@@ -66,7 +66,7 @@ class Exchange:
         assert params["sorting"] == "asc"
         start, end = (int(params[f"{bound}_timestamp"]) - START_MS for bound in ("start", "end"))
         assert start <= end
-        inside = sorted(row for row in self.rows if start <= row[0] <= end)
+        inside = sorted((row for row in self.rows if start <= row[0] <= end), key=lambda row: row[0])
         size = min(self.page, int(params["count"]))
         given = inside[:size]
         outside = [row for row in self.rows if not start <= row[0] <= end][: self.strays]
@@ -153,6 +153,18 @@ async def test_a_page_that_is_one_millisecond_does_not_stop_the_reading() -> Non
     assert [price for one in known for price in one.prices] == [
         recovered(START, burst[0]),
         recovered(START + MINUTE, (61_000, 99, "7.25")),
+    ]
+
+
+async def test_a_slot_whose_trades_begin_in_the_last_millisecond_of_a_page_is_asked_for_again() -> None:
+    """The first of them may be in the next page, because only their milliseconds are in order."""
+    early = [(1_000 * n, n, "1.5") for n in range(8)]
+    shared = [(60_000, 30 - n, f"{n + 2}") for n in range(4)]
+    exchange = Exchange([*early, *shared], page=10)
+    known = await recall(exchange, run(0, 2))
+    assert [price for one in known for price in one.prices] == [
+        recovered(START, early[0]),
+        recovered(START + MINUTE, shared[-1]),
     ]
 
 
