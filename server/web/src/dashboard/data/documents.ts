@@ -45,6 +45,8 @@ export interface Gap {
 export interface Coverage {
   expected: number;
   present: number;
+  observed: number;
+  averaged: number;
   complete: boolean;
   gaps: Gap[];
 }
@@ -101,6 +103,8 @@ export const COVERAGE = `query Coverage($ticker: String!, $fromDt: DateTime!, $t
   coverage(ticker: $ticker, fromDt: $fromDt, toDt: $toDt) {
     expected
     present
+    observed
+    averaged
     complete
     gaps(limit: ${MAX_LIMIT}) { fromDt toDt missing reason detail }
   }

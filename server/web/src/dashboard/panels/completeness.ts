@@ -10,7 +10,7 @@ import { localInstant, parse, print, utc } from "../text/time";
 
 const MAX_LISTED = 100;
 
-const TOO_MANY = "The period is too long to tell observed, recovered and backfilled prices apart.";
+const TOO_MANY = "The period is too long to tell observed and recovered prices apart.";
 
 type Share = [kind: "observed" | "recovered" | "backfilled" | "unsourced" | "missing", name: string, size: number];
 
@@ -50,19 +50,18 @@ export class Completeness {
     const [from, to] = [print(period.from), print(period.to - history.grid)];
     const ended = sourced?.filter(({ timestamp }) => from <= timestamp && timestamp <= to);
     const kinds = ended && countBySource(ended);
-    const observed = Math.min(kinds?.SCHEDULED ?? present, present);
-    const recovered = Math.min(kinds?.RECOVERED ?? 0, present - observed);
+    const recovered = Math.min(kinds?.RECOVERED ?? 0, coverage.observed);
     const stored: Share[] = kinds
       ? [
-          ["observed", "observed", observed],
+          ["observed", "observed", coverage.observed - recovered],
           ["recovered", "recovered", recovered],
-          ["backfilled", "backfilled", present - observed - recovered],
         ]
-      : [["unsourced", "observed, recovered or backfilled", present]];
+      : [["unsourced", "observed or recovered", coverage.observed]];
+    stored.push(["backfilled", "backfilled", coverage.averaged]);
     this.drawShares([...stored, ["missing", "missing", missing]], expected);
     const since = isWithin ? beginning : period.from;
     const slots = `Ended slots from ${localInstant(since)} to ${localInstant(period.to)}.`;
-    setText(this.kinds, `${slots} ${kinds ? sourcesInWords(kinds, recovered, present - observed - recovered) : history.sources === null ? TOO_MANY : ""}`);
+    setText(this.kinds, `${slots} ${kinds ? sourcesInWords(kinds, recovered, coverage.averaged) : history.sources === null ? TOO_MANY : ""}`);
     this.kinds.hidden = expected === 0 && ended?.length === 0;
     this.shares.hidden = expected === 0;
     this.list(coverage.gaps);
