@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any
 
 import asyncpg
@@ -16,7 +17,7 @@ from shared.telemetry.traces import span
 
 
 class PriceSource(StrEnum):
-    """In the order of precedence, as in PostgreSQL: the first two are equals, and replace the others."""
+    """In the order of precedence, as in PostgreSQL. The first two are equals."""
 
     SCHEDULED = "SCHEDULED"
     REQUESTED = "REQUESTED"
@@ -58,6 +59,7 @@ _CODECS: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
 _TYPES: dict[str, Any] = {column.name: column.type for column in fields(Price)}
 _INSERTED = {name: kind for name, kind in _TYPES.items() if name != "batch"}
 _NAMES = ", ".join(_INSERTED)
+_RANKS = {source: max(rank, 1) for rank, source in enumerate(PriceSource)}
 
 COLUMNS = ", ".join("source::text as source" if name == "source" else name for name in _TYPES)
 # The batch is not in the key's index: an answer without the cursor is an index-only scan.
@@ -207,8 +209,7 @@ async def select_observed_tickers(pool: Pool, tickers: Sequence[str], slot: date
 async def insert_prices(pool: Pool, prices: Iterable[Price], *, timeout: float = WRITE_SECONDS) -> list[Price]:
     """Store prices in one statement; returns those that were new.
 
-    Idempotent: an existing row stays, unless its source ranks lower. A late observation (PostgreSQL was unavailable)
-    replaces what healed its slot meanwhile, and a recovered price replaces a chart average.
+    Idempotent: an existing row stays, unless its source ranks lower: a late observation replaces what healed its slot.
     """
     sql = f"""
         insert into prices ({_NAMES})
@@ -219,17 +220,16 @@ async def insert_prices(pool: Pool, prices: Iterable[Price], *, timeout: float =
         order by timestamp, ticker collate "C"
         on conflict (ticker, timestamp) do update
         set {", ".join(f"{name} = excluded.{name}" for name in _INSERTED if name not in {"ticker", "timestamp"})}
-        -- The order of the values is the order of precedence.
         where prices.source > greatest(excluded.source, 'REQUESTED')
         returning {COLUMNS}
     """
     # One statement cannot update a row twice, so the batch itself keeps one price per row: the best source's first.
     unique: dict[tuple[str, datetime], Price] = {}
-    for price in sorted(prices, key=lambda p: (max(list(PriceSource).index(p.source), 1), p.observed_at)):
+    for price in sorted(prices, key=lambda price: (_RANKS[price.source], price.observed_at)):
         unique.setdefault((price.ticker, price.timestamp), price)
     if not unique:
         return []
-    rows = [tuple(getattr(price, name) for name in _INSERTED) for price in unique.values()]
+    rows = list(map(attrgetter(*_INSERTED), unique.values()))
     with span("insert prices", "client", db__system__name="postgresql", prices=len(rows)):
         return [price_of(row) for row in await write(pool, sql, *columns(rows, len(_INSERTED)), timeout=timeout)]
 

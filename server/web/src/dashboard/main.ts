@@ -47,9 +47,9 @@ const live = new Live({
   since: () => tickers.seenUntil,
   onPrice: (price) => {
     status.hear();
-    tickers.note(price);
+    // While the history is being filled, thousands of prices a second arrive that nothing on the page shows.
+    if (tickers.note(price)) drawSoon();
     history.insert(price);
-    drawSoon();
   },
   onLocked: (error) => {
     status.note(error);
