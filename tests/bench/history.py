@@ -1,6 +1,6 @@
 """The history from trades: filling it, healing a day, and storing a million recovered prices.
 
-`python -m tests.bench.history` prints the table of HISTORY.md in four minutes; `fill`, `heal` or `store` a part of it.
+`python -m tests.bench.history` prints the figures of HISTORY.md in five minutes; `fill`, `heal` or `store` a part of them.
 """
 
 import asyncio
