@@ -1,6 +1,6 @@
 """The history from trades: filling it, healing a day, and storing a million recovered prices.
 
-`python -m tests.bench.history` prints the figures of HISTORY.md in five minutes; `fill`, `heal` or `store` a part of them.
+`python -m tests.bench.history` prints HISTORY.md's figures in five minutes; `fill`, `heal` or `store` some of them.
 """
 
 import asyncio
@@ -92,6 +92,7 @@ async def _fill(postgres: Server, redis_url: str, exchange_url: str) -> dict[str
         "heal_lookback_hours": 1,
     }
     async with worker(postgres, redis_url, "filling", **options) as one:
+        await one.clock.synchronize(one.redis)
         filling = asyncio.create_task(fill_histories(one))
         began = time.perf_counter()
         await asyncio.sleep(FILL_SECONDS)

@@ -38,8 +38,8 @@ NEW = "sol_usd"
 @pytest.fixture(scope="module")
 async def stack(built: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     """A price a second for each ticker, and the hour before recovered from the exchange's trades."""
-    async with open_stack(tmp_path_factory.mktemp("dashboard"), interval=1) as stack:
-        stack.start_worker(HEAL_LOOKBACK_HOURS="1")
+    async with open_stack(tmp_path_factory.mktemp("dashboard"), interval=1, has_trades=True) as stack:
+        stack.start_worker()
         await stack.start_api()
         await stack.wait_for_prices(2)
         yield stack

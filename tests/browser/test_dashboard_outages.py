@@ -19,10 +19,7 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture(scope="module")
 async def empty_stack(built: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    """The exchange has no trades, so nothing but the live prices fills the table."""
     async with open_stack(tmp_path_factory.mktemp("outages"), interval=1) as stack:
-        url = f"http://127.0.0.1:{stack.exchange_port}/simulator/trades"
-        (await stack.http.put(url, json={"recent_hours": 0})).raise_for_status()
         await stack.start_api()
         yield stack
 

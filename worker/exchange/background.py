@@ -72,5 +72,6 @@ class Background:
                 return
             began = time.monotonic()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._is_quiet.wait(), seconds_left)
+                async with asyncio.timeout(seconds_left):
+                    await self._is_quiet.wait()
             seconds_left -= time.monotonic() - began

@@ -24,7 +24,7 @@ from shared.storage.schedules import Beginning, move_beginning, select_beginning
 from worker.context import Worker
 from worker.exchange.background import CONCURRENCY, FILLING, HEALING
 from worker.exchange.errors import DeribitError
-from worker.jobs.recovering import note_missing, piece_length, recover
+from worker.jobs.recovering import SETTLE, note_missing, piece_length, recover
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ _BUSY_SECONDS = 1.0
 async def fill_histories(worker: Worker) -> None:
     """Fill until cancelled, through outages of Redis and PostgreSQL."""
     holder = uuid.uuid4().hex
+    await worker.clock.synchronized.wait()
     try:
         while True:
             seconds = await _fill_in_turn(worker, holder)
@@ -101,15 +102,17 @@ async def fill_piece(worker: Worker, ticker: str) -> bool:
     first = max(goal, beginning.since - piece_length(beginning.interval))
     # The first slot of a fresh schedule lies ahead; healing gets what has not ended yet.
     end = min(beginning.since, slot_of(worker.clock.now(), beginning.interval))
-    unanswered, is_whole = await recover(worker, ticker, [MissingRun(first, end, beginning.interval)], worker.past)
-    if not is_whole:
+    holes = await recover(worker, ticker, [MissingRun(first, end, beginning.interval)], worker.past)
+    if not holes.is_final:
         raise DeribitError("INCOMPLETE", f"the history of {ticker} from {first.isoformat()} is tried again")
     since = first
     if is_expected:
-        await note_missing(worker, ticker, unanswered)
-    elif unanswered.runs:
-        # Only a past without holes counts as part of the schedule. A sparse past is shown, but not expected.
-        since = goal = unanswered.runs[-1].end
+        await note_missing(worker, ticker, holes)
+    elif holes.unanswered:
+        # Only a past without holes counts as part of the schedule. A sparse past is shown, but not expected. Holes in
+        # the last minutes mean that no source is as fine as the grid.
+        last = holes.unanswered[-1].end
+        since = goal = last if last < worker.clock.now() - SETTLE else beginning.since
     await move_beginning(worker.pool, ticker, beginning, since, is_done=since <= goal)
     logger.info("%s: the history begins at %s, filling to %s", ticker, since.isoformat(), goal.isoformat())
     if since <= goal:

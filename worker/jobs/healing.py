@@ -105,14 +105,13 @@ async def _heal(worker: Worker, ticker: str, oldest: datetime, now: datetime, de
     for piece in _pieces(missing):
         if asyncio.get_running_loop().time() > deadline:
             return False
-        unanswered, _ = await recover(worker, ticker, piece, worker.past)
-        await note_missing(worker, ticker, unanswered)
+        await note_missing(worker, ticker, await recover(worker, ticker, piece, worker.past))
     # After an outage of the better sources, what the last one averaged is asked of them again.
     for piece in _pieces(averaged):
         if asyncio.get_running_loop().time() > deadline:
             return False
-        unanswered, _ = await recover(worker, ticker, piece, worker.past[:-1])
-        await insert_unanswered(worker.pool, ticker, unanswered.runs, unanswered.detail)
+        holes = await recover(worker, ticker, piece, worker.past[:-1])
+        await insert_unanswered(worker.pool, ticker, holes.unanswered, holes.detail)
     return True
 
 

@@ -22,7 +22,7 @@ _BATCH = 2000
 _PAUSE_SECONDS = 0.05
 "After each batch, so that a live slot never waits behind a fill."
 
-_SETTLE = timedelta(minutes=2)
+SETTLE = timedelta(minutes=2)
 "Younger slots may be open because neither trades nor chart have them yet."
 
 
@@ -32,19 +32,18 @@ def piece_length(interval: timedelta) -> timedelta:
 
 
 @dataclass(frozen=True, slots=True)
-class Unanswered:
+class Holes:
     """Slots that no source can answer, and the sources' reasons."""
 
-    runs: list[MissingRun]
+    unanswered: list[MissingRun]
     detail: str
+    is_final: bool
+    "Whether all other slots have a price, but for those of the last minutes, or every source answered."
 
 
-async def recover(
-    worker: Worker, ticker: str, runs: Sequence[MissingRun], sources: Sequence[Past]
-) -> tuple[Unanswered, bool]:
+async def recover(worker: Worker, ticker: str, runs: Sequence[MissingRun], sources: Sequence[Past]) -> Holes:
     """Ask the sources for these slots, which ascend. Idempotent, and what is stored survives a kill.
 
-    Returns what no source can answer; and whether all other slots are answered, except those of the last minutes.
     Raises `StorageUnavailable`, and Redis's errors.
     """
     left, unanswered = list(runs), list(runs)
@@ -72,14 +71,14 @@ async def recover(
             logger.info("%s: %s filled from the %s, %d to go", ticker, slots, source.name, count(left))
         if not left:
             break
-    is_whole = not failed or not split(left, worker.clock.now() - _SETTLE)[0]
-    return Unanswered(common(left, unanswered), "; ".join(filter(None, reasons))), is_whole
+    is_final = not failed or not split(left, worker.clock.now() - SETTLE)[0]
+    return Holes(common(left, unanswered), "; ".join(filter(None, reasons)), is_final)
 
 
-async def note_missing(worker: Worker, ticker: str, unanswered: Unanswered) -> None:
+async def note_missing(worker: Worker, ticker: str, holes: Holes) -> None:
     """Record expected slots that stay missing, so that healing does not ask for them again."""
-    await insert_unanswered(worker.pool, ticker, unanswered.runs, unanswered.detail)
-    worker.metrics.unanswered.labels(ticker).inc(count(unanswered.runs))
+    await insert_unanswered(worker.pool, ticker, holes.unanswered, holes.detail)
+    worker.metrics.unanswered.labels(ticker).inc(count(holes.unanswered))
 
 
 async def _store(worker: Worker, prices: Sequence[Price]) -> None:
