@@ -21,6 +21,7 @@ from shared.telemetry.traces import open_traces
 from worker.context import Worker
 from worker.exchange.http import create_http
 from worker.exchange.index_check import check_tickers
+from worker.jobs.filling import fill_histories
 from worker.jobs.released import move_released_jobs
 from worker.metrics import serve_metrics
 from worker.reporting import claim_at_start, report
@@ -46,7 +47,13 @@ async def run(settings: Settings) -> None:
         if settings.retention_days is not None:
             logger.info("prices older than %d days are dropped, their candles stay", settings.retention_days)
         await claim_at_start(worker)
-        background = [report(worker), conduct(worker), move_released_jobs(worker), check_tickers(worker)]
+        background = [
+            report(worker),
+            conduct(worker),
+            move_released_jobs(worker),
+            check_tickers(worker),
+            fill_histories(worker),
+        ]
         if settings.metrics_port:
             background.append(serve_metrics(settings, worker.metrics.registry))
         async with asyncio.TaskGroup() as group:  # if one of them fails, the process ends, and is started again

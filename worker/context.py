@@ -1,7 +1,6 @@
 """What every job of a worker needs, opened once per process."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,11 @@ from shared.grid import slot_of
 from shared.storage.database import Pool
 from shared.storage.schedules import insert_schedules
 from worker.clock import Clock
-from worker.exchange.http import CONCURRENCY
+from worker.exchange.background import Background
+from worker.exchange.chart import Chart
+from worker.exchange.http import CONCURRENCY, HttpPrices
+from worker.exchange.source import Live, Past
+from worker.exchange.trades import Trades
 from worker.metrics import Metrics
 
 REQUEUE_SECONDS = 18.0
@@ -39,14 +42,21 @@ class Worker:
     requests: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENCY))
     requested_share: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(REQUESTED_SHARE))
     clock: Clock = field(default_factory=Clock)
-    started: float = field(default_factory=time.monotonic)
     has_schedule: bool = False
     unknown_indices: dict[str, list[str]] = field(default_factory=dict)
     "Tickers that the exchange does not have, each with the names nearest to it; see exchange/index_check.py."
     metrics: Metrics = field(init=False)
+    background: Background = field(init=False)
+    live: Live = field(init=False)
+    past: tuple[Past, ...] = field(init=False)
+    "In the order in which they are asked: the better source first. Only the last one's prices are averages."
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.settings.tickers, self.pool, self.clock)
+        self.background = Background(self.redis, self.metrics)
+        self.live = HttpPrices(self.http, self.clock.now)
+        trades = Trades(self.http, self.settings.history_url, self.background, self.clock.now)
+        self.past = (trades, Chart(self.http, self.background, self.clock.now))
 
     @property
     def first_slot(self) -> datetime:

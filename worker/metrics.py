@@ -9,10 +9,11 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
 from functools import partial
 
 import arq
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, start_http_server
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
@@ -34,7 +35,12 @@ OUTCOMES = (OK, "failed", "retried", "cancelled")
 STATUSES = ("succeeded", "partial", "failed")
 REASONS = [reason.value for reason in GapReason]
 
-METHODS = ("get_index_price", "get_index_chart_data")
+METHODS = (
+    "get_index_price",
+    "get_index_chart_data",
+    "get_last_trades_by_instrument_and_time",
+    "get_instruments",
+)
 
 EXCHANGE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 "Seconds. A warm request to the exchange takes 0.15 s; at 5 s it is given up."
@@ -81,9 +87,11 @@ class Metrics(Collector):
             ["method"],
             buckets=EXCHANGE_BUCKETS,
         )
-        healed = "Slots that the exchange's chart has filled, a new ticker's past included."
+        healed = "Slots that the exchange's chart has filled, the history before the first start included."
+        recovered = "Slots that the exchange's trades have filled, the history before the first start included."
         self._stored = {
             PriceSource.SCHEDULED: counter("slots_stored", "Slots whose observed price was stored.", ["ticker"]),
+            PriceSource.RECOVERED: counter("slots_recovered", recovered, ["ticker"]),
             PriceSource.BACKFILLED: counter("slots_healed", healed, ["ticker"]),
             PriceSource.REQUESTED: counter(
                 "requested_prices_stored", "Prices stored that somebody asked for.", ["ticker"]
@@ -96,13 +104,27 @@ class Metrics(Collector):
         )
         self.unanswered = counter(
             "slots_unanswered",
-            "Missed slots that the exchange's chart has nothing for: they stay missing.",
+            "Missed slots that neither the exchange's trades nor its chart have anything for: they stay missing.",
             ["ticker"],
         )
         self.dropped = counter(
             "prices_dropped", "Prices deleted because they are older than RETENTION_DAYS.", ["ticker"]
         )
         self.deferred = counter("prices_deferred", "Prices put aside in Redis, for PostgreSQL did not take them.")
+        self._history_from = Gauge(
+            "history_from_timestamp_seconds",
+            "Where the history of a ticker begins, as far as it is filled; 0 in a worker that does not fill.",
+            ["ticker"],
+            namespace=NAMESPACE,
+            registry=self.registry,
+        )
+        self._filling_to = Gauge(
+            "history_filling_to_timestamp_seconds",
+            "How far back the history is being filled (HISTORY_FROM); 0 when it is there.",
+            ["ticker"],
+            namespace=NAMESPACE,
+            registry=self.registry,
+        )
         self._start_at_zero(tickers)
 
     def _start_at_zero(self, tickers: Sequence[str]) -> None:
@@ -113,7 +135,13 @@ class Metrics(Collector):
             self._calls.labels(method, OK)
             self._call_seconds.labels(method)
         for ticker in tickers:
-            for by_ticker in (*self._stored.values(), self.unanswered, self.dropped):
+            for by_ticker in (
+                *self._stored.values(),
+                self.unanswered,
+                self.dropped,
+                self._history_from,
+                self._filling_to,
+            ):
                 by_ticker.labels(ticker)
             for reason in REASONS:
                 self._missed.labels(ticker, reason)
@@ -177,6 +205,10 @@ class Metrics(Collector):
             self._stored[price.source].labels(price.ticker).inc()
         for slot in missed:
             self._missed.labels(slot.ticker, slot.reason.value).inc()
+
+    def note_history(self, ticker: str, since: datetime, filling_to: datetime | None) -> None:
+        self._history_from.labels(ticker).set(since.timestamp())
+        self._filling_to.labels(ticker).set(filling_to.timestamp() if filling_to else 0)
 
     def fetched(self, stored: Sequence[Price], failures: Sequence[FetchFailure]) -> None:
         """Count a fetch that a client asked for, when it has ended."""

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 JOB_SECONDS = 20
 "arq runs the job of a killed worker again this long plus 10 s later: still within a slot of a minute."
 JOB_TRIES = 3
+HEAL_TRIES = 1000
+"A run that has more to heal than fits in its time goes on in the next try."
 MAX_JOBS = 20
 MAX_REQUESTED_JOBS = 4
 "Of the jobs at once, those that clients asked for; the others stay free for the schedule."
@@ -69,7 +71,7 @@ def create_worker(worker: Worker, **options: Any) -> arq.Worker:
     jobs = [
         (FETCH_SLOT, instrumented(worker, fetch_slot), JOB_TRIES),
         (RETRY_SLOT, instrumented(worker, retry_slot), 1),
-        (HEAL_GAPS, instrumented(worker, heal_gaps), 1),
+        (HEAL_GAPS, instrumented(worker, heal_gaps), HEAL_TRIES),
         (DROP_OLD_PRICES, instrumented(worker, drop_old_prices), 1),
         (FETCH_PRICES, instrumented(worker, fetch_prices, "fetch_requested"), JOB_TRIES),
         (STORE_DEFERRED, instrumented(worker, store_deferred_until_done, "store_deferred"), 10**6),

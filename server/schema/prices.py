@@ -19,6 +19,10 @@ from shared.storage.database import Statement
 class PriceSource(Enum):
     SCHEDULED = strawberry.enum_value("SCHEDULED", description="Observed for a slot of the schedule's grid.")
     REQUESTED = strawberry.enum_value("REQUESTED", description="Observed because somebody asked for it.")
+    RECOVERED = strawberry.enum_value(
+        "RECOVERED",
+        description=("Observed by the exchange and read later: the index price on the first trade within the slot."),
+    )
     BACKFILLED = strawberry.enum_value(
         "BACKFILLED", description="An average from the exchange's chart, for a slot that was missed."
     )
@@ -37,8 +41,8 @@ class Price:
     )
     observed_at: datetime = strawberry.field(
         description=(
-            "The exchange's clock when it gave the price, to the microsecond; for a backfilled price the chart "
-            "point's time."
+            "The exchange's clock when it gave the price, to the microsecond; for a recovered price the trade's time, "
+            "for a backfilled one the chart point's."
         )
     )
     source: PriceSource = strawberry.field(description="How the price came to be stored.")

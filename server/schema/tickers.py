@@ -29,6 +29,12 @@ class Ticker:
             "while none were."
         )
     )
+    filling_to: datetime | None = strawberry.field(
+        description=(
+            "How far back the history is being filled; null when it is there, or when no perpetual has this index "
+            "(then nothing is expected from before the chart's reach)."
+        )
+    )
 
 
 @read_field(list[Ticker] | None, description="Every index that is collected here.")

@@ -3,7 +3,9 @@
 A field's description says what is accepted, with its bounds as `{ge}` and `{le}`; the message of a refusal quotes it.
 """
 
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -15,6 +17,8 @@ from shared.config.sentinel_url import SENTINEL_URL_RULE
 from shared.config.tokens import TOKEN_RULE, read_token_file, split_tokens
 
 WHOLE_NUMBER = "a whole number from {ge} to {le}"
+_PRODUCTION = ("deribit.com", "www.deribit.com")
+
 LIMIT = "a whole number from {ge}, which is no limit, to {le}"
 
 
@@ -41,6 +45,9 @@ class Settings(BaseSettings):
         default="https://www.deribit.com/api/v2",
         description="an http(s) URL such as https://www.deribit.com/api/v2",
     )
+    deribit_history_url: Annotated[str, AfterValidator(values.parse_exchange_url)] | None = Field(
+        default=None, description="an http(s) URL such as https://history.deribit.com/api/v2"
+    )
     tickers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(values.parse_tickers)] = Field(
         default=("btc_usd", "eth_usd"), description="comma-separated index names such as btc_usd,eth_usd"
     )
@@ -53,6 +60,10 @@ class Settings(BaseSettings):
         ge=1,
         le=36_500,
         description=f"{WHOLE_NUMBER}, no shorter than HEAL_LOOKBACK_HOURS; unset to keep everything",
+    )
+    history_from: Annotated[datetime, BeforeValidator(values.parse_past)] | None = Field(
+        default=None,
+        description="a past date such as 2026-01-31, or an instant with an offset; no older than RETENTION_DAYS keeps",
     )
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535, description="a port number from {ge} to {le}")
@@ -94,12 +105,31 @@ class Settings(BaseSettings):
             raise ValueError("shorter than the look-back")
         return value
 
+    @field_validator("history_from")
+    @classmethod
+    def _history_from(cls, value: datetime | None, info: ValidationInfo) -> datetime | None:
+        # Otherwise filling would ask for prices that retention refuses. Retention counts back to a midnight.
+        days = info.data.get("retention_days")
+        if value is not None and days is not None:
+            kept_from = datetime.now(UTC) - timedelta(days=days)
+            if value < kept_from.replace(hour=0, minute=0, second=0, microsecond=0):
+                raise ValueError("older than what is kept")
+        return value
+
     @field_validator("api_token")
     @classmethod
     def _api_token(cls, value: str | None) -> str | None:
         if value is not None:
             split_tokens(value)
         return value
+
+    @property
+    def history_url(self) -> str:
+        """Where old trades are asked for. Only production has a host of its own for them."""
+        if self.deribit_history_url is not None:
+            return self.deribit_history_url
+        is_production = urlsplit(self.deribit_base_url).hostname in _PRODUCTION
+        return "https://history.deribit.com/api/v2" if is_production else self.deribit_base_url
 
     @property
     def has_token(self) -> bool:

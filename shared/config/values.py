@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from datetime import UTC, datetime, time
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -35,6 +36,17 @@ def parse_exchange_url(value: str) -> str:
     if not is_host(parts.netloc.rpartition("@")[2]):
         raise ValueError("not an HTTP host")
     return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/").removesuffix("/public"), "", ""))
+
+
+def parse_past(value: Any) -> Any:
+    """A date, which is its midnight in UTC, or an instant with an offset; before now."""
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value.strip())
+        if value.time() == time.min and value.tzinfo is None:
+            value = value.replace(tzinfo=UTC)
+    if not isinstance(value, datetime) or value.tzinfo is None or value > datetime.now(UTC):
+        raise ValueError("not an instant of the past")
+    return value.astimezone(UTC)
 
 
 def parse_tickers(value: Any) -> Any:

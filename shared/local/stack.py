@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -28,13 +29,19 @@ SERVER_STOP_TIMEOUT = 20.0  # PostgreSQL writes its checkpoint
 SECOND_SIGNAL_AFTER = 1.0  # make and `timeout` may forward a signal that we have already received
 
 
+DEMO_HISTORY = timedelta(days=21)
+
+
 class _Given(BaseSettings):
     """The settings that an embedded server or the simulator replaces, as the environment and `.env` have them."""
 
-    model_config = Settings.model_config
+    model_config = Settings.model_config | {"env_ignore_empty": False}
     database_url: str = ""
     redis_url: str = ""
     deribit_base_url: str = ""
+    deribit_history_url: str = ""
+    history_from: str | None = None
+    retention_days: str = ""
 
 
 class Stack:
@@ -51,6 +58,9 @@ class Stack:
             ours["redis_url"] = "redis://embedded"
         if is_demo:
             ours["deribit_base_url"] = f"http://127.0.0.1:{self._simulator_port}/api/v2"
+            ours["deribit_history_url"] = ours["deribit_base_url"]
+            if given.history_from is None and not given.retention_days:  # empty is off
+                ours["history_from"] = (datetime.now(UTC) - DEMO_HISTORY).date().isoformat()
         self._settings = load_settings(**ours)
         # Otherwise the API or the worker would refuse and be restarted forever.
         self._settings.require_guarded_mutations()

@@ -2,6 +2,8 @@
 
 from datetime import datetime
 
+import asyncpg
+
 from shared.storage.coverage import BOUNDS, SEGMENTS
 from shared.storage.database import WRITE_SECONDS, Pool, Statement, fetch
 from shared.storage.missed_slots import MissingRun
@@ -12,10 +14,13 @@ MAX_RUNS = 1000
 ROWS_AN_HOUR = 6
 "What an hour costs, in rows that `coverage` reads."
 
-# Hours in which slots are missing: `missing` has a bit for each of them, `expected` for each slot of the segment.
+_MISSING = "expected & ~present"
+_AVERAGED = "expected & averages"
+
+# Hours with slots that are {wanted}: `missing` has a bit for each of them, `expected` for each slot of the segment.
 _INCOMPLETE = f"""
     {SEGMENTS}, hour as materialized (
-        select hour.start, step, interval_seconds, first, after, expected, expected & ~present as missing
+        select hour.start, step, interval_seconds, first, after, expected, {{wanted}} as missing
         from segment
         cross join lateral generate_series(
             date_bin('1 hour', lower, 'epoch'), upper - interval '1 microsecond', interval '1 hour'
@@ -25,12 +30,13 @@ _INCOMPLETE = f"""
         cross join lateral (
             select
                 coalesce(seconds, b'0'::bit(3600)) as present,
+                coalesce(averaged, b'0'::bit(3600)) as averages,
                 case
                     when after - first = 3600 then slots
                     else slots & (~b'0'::bit(3600) >> first) & ~(~b'0'::bit(3600) >> after)
                 end as expected
         ) as bits
-        where bit_count(expected & ~present) > 0
+        where bit_count({{wanted}}) > 0
     )
 """
 
@@ -62,10 +68,29 @@ _HOLES = """
     )
 """
 
+# What no source can answer any better. These runs do not overlap, so of those that begin before the period only the
+# last one can reach it.
+_NOTED = """
+    select first, until, detail
+    from unanswered_runs
+    where ticker = $1
+      and first < {upper}
+      and until > {lower}
+      and first >= coalesce(
+          (
+              select max(earlier.first)
+              from unanswered_runs as earlier
+              where earlier.ticker = $1
+                and earlier.first <= {lower}
+          ),
+          '-infinity'
+      )
+"""
+
 # $5 limit. Hours until more gaps have begun than are wanted: a run that goes on from the hour before, or from the
 # schedule before, is not a gap of its own.
 _GAPS = f"""
-    {_INCOMPLETE}, counted as (
+    {_INCOMPLETE.format(wanted=_MISSING)}, counted as (
         select
             *,
             sum(bit_count(missing & ~(missing >> interval_seconds)) - get_bit(missing, 0))
@@ -100,9 +125,28 @@ _GAPS = f"""
         from neighbour
         where not before
         union all
-        select slot + step, next, step, 'NOT_COLLECTED', null
-        from neighbour
-        where next > slot + step
+        select part.first, part.after, step, 'NOT_COLLECTED', part.detail
+        from (select slot + step as first, next as after, step from neighbour where next > slot + step) as unknown
+        cross join lateral (
+            -- Cut where the slots begin and end that no source could answer.
+            select at as first, lead(at, 1, unknown.after) over (order by at, detail nulls first) as after, detail
+            from (
+                select unknown.first as at, null as detail
+                union all
+                select cut.*
+                from ({_NOTED.format(lower="unknown.first", upper="unknown.after")}) as noted
+                cross join lateral (
+                    select
+                        greatest(date_bin(step, noted.first + step - interval '1 microsecond', 'epoch'), unknown.first)
+                            as begin,
+                        date_bin(step, noted.until + step - interval '1 microsecond', 'epoch') as stop
+                ) as slots
+                cross join lateral (values (slots.begin, noted.detail), (slots.stop, null)) as cut (at, detail)
+                where begin < stop
+                  and cut.at < unknown.after
+            ) as cut
+        ) as part
+        where part.first < part.after
     ), marked as (
         select
             *,
@@ -127,38 +171,37 @@ _GAPS = f"""
     limit $5
 """
 
-# $5 limit. A slot of this grid may be off the grid of an earlier schedule, whose slots were noted as unanswered.
-_UNANSWERED_LEFT_OUT = f"""
-    {_INCOMPLETE}
-    {_HOLES.format(hour="hour")}, unknown as (
-        select
-            step,
-            range_agg(tstzrange(first, after)) - coalesce(
-                (
-                    select range_agg(tstzrange(first, until))
-                    from unanswered_runs
-                    where ticker = $1
-                      and first < $3
-                      and until > $2
-                ),
-                '{{}}'
-            ) as runs
-        from missing_run
-        group by step
-    ), run as (
-        select
-            date_bin(step, lower(run) + step - interval '1 microsecond', 'epoch') as first,
-            date_bin(step, upper(run) + step - interval '1 microsecond', 'epoch') as after,
-            step
-        from unknown
-        cross join lateral unnest(runs) as run
-    )
-    select first, after, step
-    from run
-    where first < after
-    order by first desc
-    limit $5
-"""
+
+def _runs(wanted: str) -> str:
+    """$5 limit. Without the noted slots, which may be those of another grid, of an earlier schedule."""
+    return f"""
+        {_INCOMPLETE.format(wanted=wanted)}
+        {_HOLES.format(hour="hour")}, unknown as (
+            select
+                step,
+                range_agg(tstzrange(first, after)) - coalesce(
+                    (select range_agg(tstzrange(first, until)) from ({_NOTED.format(lower="$2", upper="$3")}) as noted),
+                    '{{}}'
+                ) as runs
+            from missing_run
+            group by step
+        ), run as (
+            select
+                date_bin(step, lower(run) + step - interval '1 microsecond', 'epoch') as first,
+                date_bin(step, upper(run) + step - interval '1 microsecond', 'epoch') as after,
+                step
+            from unknown
+            cross join lateral unnest(runs) as run
+        )
+        select first, after, step
+        from run
+        where first < after
+        order by first desc
+        limit $5
+    """
+
+
+_MISSING_RUNS, _AVERAGED_RUNS = _runs(_MISSING), _runs(_AVERAGED)
 
 
 def gaps(ticker: str, from_dt: datetime, to_dt: datetime, limit: int, now: datetime | None = None) -> Statement:
@@ -171,6 +214,18 @@ def gaps(ticker: str, from_dt: datetime, to_dt: datetime, limit: int, now: datet
 async def select_missing_runs(
     pool: Pool, ticker: str, from_dt: datetime, to_dt: datetime, now: datetime, limit: int = MAX_RUNS
 ) -> list[MissingRun]:
-    """The missing slots as the longest runs, newest first, without those that no chart could answer."""
-    rows = await fetch(pool, _UNANSWERED_LEFT_OUT, ticker, from_dt, to_dt, now, limit, timeout=WRITE_SECONDS)
+    """The missing slots as the longest runs, newest first, without those that no source could answer."""
+    rows = await fetch(pool, _MISSING_RUNS, ticker, from_dt, to_dt, now, limit, timeout=WRITE_SECONDS)
+    return _runs_of(rows)
+
+
+async def select_averaged_runs(
+    pool: Pool, ticker: str, from_dt: datetime, to_dt: datetime, now: datetime, limit: int = MAX_RUNS
+) -> list[MissingRun]:
+    """As `select_missing_runs`, of the slots that hold an average of the chart."""
+    rows = await fetch(pool, _AVERAGED_RUNS, ticker, from_dt, to_dt, now, limit, timeout=WRITE_SECONDS)
+    return _runs_of(rows)
+
+
+def _runs_of(rows: list[asyncpg.Record]) -> list[MissingRun]:
     return [MissingRun(row["first"], row["after"], row["step"]) for row in rows]

@@ -51,20 +51,14 @@ async def insert_missed_slots(
     return [MissedSlot(row["ticker"], row["slot"], GapReason(row["reason"]), row["detail"]) for row in stored]
 
 
-async def insert_unanswered(pool: Pool, ticker: str, runs: Iterable[MissingRun]) -> None:
-    """Note that no chart has an answer for these slots, so that healing skips them.
+async def insert_unanswered(pool: Pool, ticker: str, runs: Iterable[MissingRun], detail: str | None = None) -> None:
+    """Note that no source has an answer for these slots, and why, so that healing skips them.
 
-    Forgets those from longer ago than HEAL_LOOKBACK_HOURS can reach.
+    A period that was noted before keeps its reason.
     """
     sql = """
-        with old as (
-            delete from unanswered_runs
-            where ticker = $1
-              and until < now() - interval '9000 hours'
-              and not first = any($2::timestamptz[])
-        )
-        insert into unanswered_runs (ticker, first, until)
-        select $1, first, until
+        insert into unanswered_runs (ticker, first, until, detail)
+        select $1, first, until, $4
         from unnest($2::timestamptz[], $3::timestamptz[]) as run (first, until)
         order by first
         on conflict (ticker, first) do update
@@ -72,4 +66,4 @@ async def insert_unanswered(pool: Pool, ticker: str, runs: Iterable[MissingRun])
     """
     rows = [(run.first, run.end) for run in runs]
     if rows:
-        await write(pool, sql, ticker, *columns(rows, 2), timeout=WRITE_SECONDS)
+        await write(pool, sql, ticker, *columns(rows, 2), detail, timeout=WRITE_SECONDS)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any
 
 import asyncpg
@@ -16,8 +17,11 @@ from shared.telemetry.traces import span
 
 
 class PriceSource(StrEnum):
+    """In the order of precedence, as in PostgreSQL. The first two are equals."""
+
     SCHEDULED = "SCHEDULED"
     REQUESTED = "REQUESTED"
+    RECOVERED = "RECOVERED"
     BACKFILLED = "BACKFILLED"
 
 
@@ -55,6 +59,7 @@ _CODECS: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
 _TYPES: dict[str, Any] = {column.name: column.type for column in fields(Price)}
 _INSERTED = {name: kind for name, kind in _TYPES.items() if name != "batch"}
 _NAMES = ", ".join(_INSERTED)
+_RANKS = {source: max(rank, 1) for rank, source in enumerate(PriceSource)}
 
 COLUMNS = ", ".join("source::text as source" if name == "source" else name for name in _TYPES)
 # The batch is not in the key's index: an answer without the cursor is an index-only scan.
@@ -126,6 +131,7 @@ def tickers(names: Sequence[str], interval_seconds: int) -> Statement:
             coalesce(now() - latest.timestamp > interval '{STALE_INTERVALS} s' * $2, true) as stale,
             oldest.timestamp as first_timestamp,
             dropped_prices.kept_from,
+            case when history.since > history.filling_to then history.filling_to end as filling_to,
             case
                 when now() - latest.timestamp <= interval '{STALE_INTERVALS} s' * $2
                 then latest.timestamp + interval '{STALE_INTERVALS} s' * $2
@@ -148,6 +154,11 @@ def tickers(names: Sequence[str], interval_seconds: int) -> Statement:
             order by timestamp
             limit 1
         ) as oldest on true
+        left join lateral (
+            select min(since) as since, min(filling_to) as filling_to
+            from schedules
+            where schedules.ticker = wanted.name collate "C"
+        ) as history on true
         order by wanted.position
     """
     return Statement(sql, (list(names), interval_seconds), expires=True)
@@ -198,8 +209,7 @@ async def select_observed_tickers(pool: Pool, tickers: Sequence[str], slot: date
 async def insert_prices(pool: Pool, prices: Iterable[Price], *, timeout: float = WRITE_SECONDS) -> list[Price]:
     """Store prices in one statement; returns those that were new.
 
-    Idempotent: an existing row stays, but an observation replaces a chart average, because the slot of a late
-    observation (PostgreSQL was unavailable) may have been healed meanwhile.
+    Idempotent: an existing row stays, unless its source ranks lower: a late observation replaces what healed its slot.
     """
     sql = f"""
         insert into prices ({_NAMES})
@@ -210,17 +220,16 @@ async def insert_prices(pool: Pool, prices: Iterable[Price], *, timeout: float =
         order by timestamp, ticker collate "C"
         on conflict (ticker, timestamp) do update
         set {", ".join(f"{name} = excluded.{name}" for name in _INSERTED if name not in {"ticker", "timestamp"})}
-        where prices.source = 'BACKFILLED'
-          and excluded.source <> 'BACKFILLED'
+        where prices.source > greatest(excluded.source, 'REQUESTED')
         returning {COLUMNS}
     """
-    # One statement cannot update a row twice, so the batch itself keeps one price per row: the first observation.
+    # One statement cannot update a row twice, so the batch itself keeps one price per row: the best source's first.
     unique: dict[tuple[str, datetime], Price] = {}
-    for price in sorted(prices, key=lambda p: (p.source is PriceSource.BACKFILLED, p.observed_at)):
+    for price in sorted(prices, key=lambda price: (_RANKS[price.source], price.observed_at)):
         unique.setdefault((price.ticker, price.timestamp), price)
     if not unique:
         return []
-    rows = [tuple(getattr(price, name) for name in _INSERTED) for price in unique.values()]
+    rows = list(map(attrgetter(*_INSERTED), unique.values()))
     with span("insert prices", "client", db__system__name="postgresql", prices=len(rows)):
         return [price_of(row) for row in await write(pool, sql, *columns(rows, len(_INSERTED)), timeout=timeout)]
 

@@ -1,6 +1,10 @@
-"""What should be collected: the grid of each ticker, since when and until when."""
+"""What should be collected: the grid of each ticker, since when and until when.
+
+A ticker's first schedule begins where its history has been filled to, so it moves back while the history is filled.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from shared.storage.database import WRITE_SECONDS, Pool, columns, fetch, write
@@ -24,6 +28,23 @@ NEXT_SLOT_END = f"""
     select min(date_bin(step, greatest(since, coalesce($4::timestamptz, now())), 'epoch') + step)
     from ({SCHEDULE}) as schedule
     where until > coalesce($4::timestamptz, now())
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """A ticker's first schedule. `has_first_fill`: whether the look-back before it has been filled."""
+
+    since: datetime
+    interval: timedelta
+    has_first_fill: bool
+
+
+_FIRST = """
+    select ticker, min(since) as since
+    from schedules
+    where ticker = any($1::text[])
+    group by ticker
 """
 
 
@@ -146,26 +167,36 @@ async def end_schedules(pool: Pool) -> dict[str, datetime]:
     return {ticker: until for ticker, _, until in ended}
 
 
-async def select_first_fills(pool: Pool, tickers: Sequence[str]) -> dict[str, tuple[datetime, timedelta]]:
-    """First slot and interval of each ticker whose history is not yet filled from the chart."""
-    sql = """
-        select ticker, since, interval_seconds
+async def select_beginnings(pool: Pool, tickers: Sequence[str]) -> dict[str, Beginning]:
+    sql = f"""
+        select ticker, since, interval_seconds, first_fill_done
         from schedules
-        where ticker = any($1::text[])
-          and not first_fill_done
+        join ({_FIRST}) as first using (ticker, since)
     """
     rows = await fetch(pool, sql, list(tickers))
-    return {row["ticker"]: (row["since"], timedelta(seconds=row["interval_seconds"])) for row in rows}
+    return {row[0]: Beginning(row[1], timedelta(seconds=row[2]), row[3]) for row in rows}
 
 
-async def finish_first_fill(pool: Pool, ticker: str, since: datetime, complete_from: datetime) -> None:
-    """Let the schedule begin where its history is complete: earlier prices are shown, but not expected."""
+async def move_beginning(pool: Pool, ticker: str, beginning: Beginning, since: datetime, *, is_done: bool) -> None:
+    """Let the history begin at `since`, unless another worker has moved it. `is_done`: the look-back is filled."""
     sql = """
         update schedules
-        set first_fill_done = true,
-            since = $3
+        set since = $3,
+            first_fill_done = first_fill_done or $4
         where ticker = $1
           and since = $2
-          and not first_fill_done
     """
-    await fetch(pool, sql, ticker, since, complete_from)
+    await fetch(pool, sql, ticker, beginning.since, since, is_done)
+
+
+async def update_filling_to(pool: Pool, ticker: str, filling_to: datetime | None) -> None:
+    """Say how far back the history is being filled; `None` for not at all."""
+    sql = f"""
+        update schedules
+        set filling_to = $2
+        from ({_FIRST}) as first
+        where schedules.ticker = first.ticker
+          and schedules.since = first.since
+          and filling_to is distinct from $2
+    """
+    await fetch(pool, sql, [ticker], filling_to)

@@ -24,7 +24,7 @@ from tests.bench.peers import environment
 TICKERS = tuple(f"sim{n}_usd" for n in range(1, 51))
 EXCHANGE_SECONDS = 0.05
 START_SECONDS = 20.0
-FIRST_FILL_SECONDS = 45.0
+FIRST_FILL_SECONDS = 120.0
 
 
 @dataclass(frozen=True)

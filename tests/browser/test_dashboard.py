@@ -37,8 +37,8 @@ NEW = "sol_usd"
 
 @pytest.fixture(scope="module")
 async def stack(built: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    """A price a second for each ticker, and the day before backfilled from the exchange's chart."""
-    async with open_stack(tmp_path_factory.mktemp("dashboard"), interval=1) as stack:
+    """A price a second for each ticker, and the hour before recovered from the exchange's trades."""
+    async with open_stack(tmp_path_factory.mktemp("dashboard"), interval=1, has_trades=True) as stack:
         stack.start_worker()
         await stack.start_api()
         await stack.wait_for_prices(2)
@@ -203,7 +203,13 @@ async def written(stack: Stack) -> datetime:
             at,
             round(0.4 + (ordinal % 97) / 10000.0, 4),
             at,
-            (case when ordinal >= -300 and ordinal < -180 then 'BACKFILLED' else 'SCHEDULED' end)::price_source,
+            (
+                case
+                    when ordinal between -300 and -181 then 'BACKFILLED'
+                    when ordinal between -180 and -121 then 'RECOVERED'
+                    else 'SCHEDULED'
+                end
+            )::price_source,
             true
         from slot
         where ordinal < -420
@@ -231,10 +237,10 @@ COUNT_COLOURS = """([name, first, last, span]) => {
 }"""
 
 
-async def colours(page: Page, middle: datetime, reach: int = 30) -> set[str]:
+async def colours(page: Page, middle: datetime, reach: int = 20) -> set[str]:
     """The legend's colours on a chart of 15 minutes, within `reach` seconds of an instant."""
     first, last = ((middle + timedelta(seconds=s)).timestamp() * 1000 for s in (-reach, reach))
-    names = ("observed", "backfilled", "missing")
+    names = ("observed", "recovered", "backfilled", "missing")
     return {name for name in names if await page.evaluate(COUNT_COLOURS, [name, first, last, 900_000])}
 
 
@@ -252,9 +258,11 @@ async def test_gaps_and_backfilled_stretches_are_told_apart_and_pages_are_read(
     assert match
     present, expected, missing = map(int, match.groups())
     assert (present, missing) == (expected - missing, expected - present)
-    assert re.search(r"\b120 backfilled\.", await panel.inner_text())
+    assert re.search(r"\b60 recovered, 120 backfilled\.", await panel.inner_text())
     for seconds, colour in ((-480, "observed"), (-360, "missing"), (-240, "backfilled"), (-90, "observed")):
         assert await colours(page, written + seconds * SECOND) == {colour}
+    # The line above the strip is that of an observed price.
+    assert await colours(page, written - 150 * SECOND) == {"recovered", "observed"}
 
     await page.get_by_role("radio", name="6 h", exact=True).check()
     pages: list[str | None] = []

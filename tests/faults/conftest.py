@@ -35,8 +35,8 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
 
 @pytest.fixture
 async def slow_stack(tmp_path: Path) -> AsyncIterator[Stack]:
-    """At one slot in six seconds, the finest grid that the exchange's chart can heal."""
-    async with open_stack(tmp_path, interval=6) as stack:
+    """At one slot in six seconds, the finest grid that the exchange's chart can heal. Its trades can, too."""
+    async with open_stack(tmp_path, interval=6, has_trades=True) as stack:
         yield stack
 
 

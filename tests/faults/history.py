@@ -8,6 +8,7 @@ from decimal import Decimal
 from shared.grid import from_microseconds
 from tests.faults.stack import Stack, slots
 from worker.simulator.prices import chart_price
+from worker.simulator.trades import perpetual_of, trades_between
 
 CHART_SPACINGS = (6, 60, 3600)
 
@@ -45,6 +46,11 @@ async def check_history(stack: Stack, end: datetime | None = None) -> History:
                     chart_price(ticker, observed_at, s) for s in CHART_SPACINGS if observed_at.timestamp() % s == 0
                 }
                 assert row["price"] in charted, row
+            elif row["source"] == "RECOVERED":
+                first, last = (round(at.timestamp() * 1000) for at in (slot, slot + interval))
+                trade = next(trades_between(perpetual_of(ticker) or "", first, last - 1, seed=1))
+                assert row["price"] == trade["index_price"], row
+                assert observed_at == from_microseconds(trade["timestamp"] * 1000), row
             else:
                 assert (observed_at, row["price"]) in given, row
             if row["source"] == "SCHEDULED":
@@ -72,7 +78,7 @@ async def check_history(stack: Stack, end: datetime | None = None) -> History:
     return History(
         expected=totals["expected"],
         observed=totals["SCHEDULED"] + totals["REQUESTED"],
-        healed=totals["BACKFILLED"],
+        healed=totals["BACKFILLED"] + totals["RECOVERED"],
         missing=totals["missing"],
         reasons=frozenset(reasons),
     )

@@ -48,6 +48,8 @@ class Stack:
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
     "Overrides of the environment below."
+    has_trades: bool = False
+    "Without trades, a slot that was missed stays missing if the grid is finer than the chart."
     http: httpx.AsyncClient = field(default_factory=lambda: httpx.AsyncClient(timeout=10))
 
     @property
@@ -62,6 +64,7 @@ class Stack:
             "FETCH_INTERVAL_SECONDS": str(self.interval),
             "PORT": str(self.api_port),
             "DRAIN_SECONDS": "0",
+            "HEAL_LOOKBACK_HOURS": "1",
             "LOG_LEVEL": "info",
             # One address sends more fetches here than a person would.
             "FETCH_LIMIT_PER_CLIENT": "0",
@@ -85,6 +88,8 @@ class Stack:
     async def start_exchange(self) -> subprocess.Popen[bytes]:
         process = self.start("worker.simulator", "--port", str(self.exchange_port))
         await self._answers(f"http://127.0.0.1:{self.exchange_port}/api/v2/public/get_time")
+        if not self.has_trades:
+            await self.switch("PUT", "trades", {"recent_hours": 0})
         return process
 
     async def start_api(self, port: int | None = None, **variables: str) -> subprocess.Popen[bytes]:
@@ -243,11 +248,13 @@ class Stack:
 
 
 @asynccontextmanager
-async def open_stack(folder: Path, *, interval: int, tickers: tuple[str, ...] = TICKERS) -> AsyncIterator[Stack]:
+async def open_stack(
+    folder: Path, *, interval: int, tickers: tuple[str, ...] = TICKERS, has_trades: bool = False
+) -> AsyncIterator[Stack]:
     """A migrated PostgreSQL, Valkey and the simulator. At the end it kills every process, paused ones too."""
     postgres = start_postgres(folder / "postgres", port=quiet_port())
     valkey = start_valkey(folder / "valkey", port=quiet_port())
-    stack = Stack(folder, interval, tickers, postgres, valkey)
+    stack = Stack(folder, interval, tickers, postgres, valkey, has_trades=has_trades)
     try:
         await migrate(stack.postgres.url)
         await stack.start_exchange()

@@ -27,7 +27,7 @@ from shared.storage.database import Pool, create_pool
 from shared.storage.gaps import select_missing_runs
 from shared.storage.missed_slots import GapReason, MissedSlot, insert_missed_slots, insert_unanswered
 from shared.storage.prices import Price, PriceSource, insert_prices, select_latest_prices, select_observed_tickers
-from shared.storage.schedules import finish_first_fill, insert_schedules, select_first_fills
+from shared.storage.schedules import insert_schedules, move_beginning, select_beginnings, update_filling_to
 from tests.embedded import start_postgres, start_valkey
 from tests.reads import (
     select_candles,
@@ -72,8 +72,9 @@ def price(number: int, ticker: str, source: PriceSource = PriceSource.SCHEDULED,
 async def ask(pool: Pool, redis: ArqRedis) -> None:
     """What a worker stores, and all that can be read of it."""
     await insert_schedules(pool, TICKERS, START, MINUTE)
-    await select_first_fills(pool, TICKERS)
-    await finish_first_fill(pool, "btc_usd", START, START - 5 * MINUTE)
+    await update_filling_to(pool, "btc_usd", START - 5 * MINUTE)
+    beginning = (await select_beginnings(pool, TICKERS))["btc_usd"]
+    await move_beginning(pool, "btc_usd", beginning, START - 5 * MINUTE, is_done=True)
     for ticker in TICKERS:
         await insert_prices(pool, [price(n, ticker, PriceSource.BACKFILLED) for n in range(-5, 3)])
         # Of these one is an observation in the place of an average, and one is there already.

@@ -8,8 +8,9 @@ import pytest
 from shared.grid import slot_of
 from shared.queue.fetches import FetchFailure, finish_fetch_job, start_fetch_job
 from shared.queue.worker_registry import report_worker
-from shared.storage.missed_slots import GapReason, MissedSlot, insert_missed_slots
+from shared.storage.missed_slots import GapReason, MissedSlot, MissingRun, insert_missed_slots, insert_unanswered
 from shared.storage.prices import Price, PriceSource, insert_prices
+from shared.storage.schedules import update_filling_to
 from tests.integration.conftest import Api
 from tests.integration.examples import MINUTE, NOON, example_price, insert_schedule_rows
 from worker.context import Worker
@@ -148,6 +149,48 @@ async def test_coverage_explains_what_is_missing(api: Api, worker: Worker, store
             },
         ],
     }
+
+
+async def test_recovered_prices_count_as_observed_and_a_filled_history_tells_its_holes(
+    api: Api, worker: Worker, stored: list[Price]
+) -> None:
+    """`PRICES` are two observed minutes and an average from 12:00 on; the history before them is being filled."""
+    history = [
+        example_price(NOON - MINUTE * 3, source=PriceSource.RECOVERED),
+        example_price(NOON - MINUTE, source=PriceSource.BACKFILLED),
+    ]
+    await insert_prices(worker.pool, history)
+    await insert_schedule_rows(worker.pool, [("btc_usd", NOON - MINUTE * 3, 60), ("eth_usd", NOON - MINUTE * 3, 60)])
+    for ticker, goal in (("btc_usd", NOON - MINUTE * 60), ("eth_usd", NOON)):
+        await update_filling_to(worker.pool, ticker, goal)
+    query = """
+        query ($from: DateTime!, $to: DateTime!) {
+          tickers { name fillingTo }
+          pricesInPeriod(ticker: "btc_usd", fromDt: $from, toDt: $from) { source }
+          coverage(ticker: "btc_usd", fromDt: $from, toDt: $to) {
+            expected present observed averaged gaps { fromDt missing detail }
+          }
+        }
+    """
+    variables = {"from": (NOON - MINUTE * 3).isoformat(), "to": (NOON + MINUTE * 3).isoformat()}
+    # Asked twice: the reason that healing notes is new data, and not answered from memory.
+    for why in (None, "no trade within the slot; no chart point as fine as the grid"):
+        if why:
+            await insert_unanswered(worker.pool, "btc_usd", [MissingRun(NOON - MINUTE * 2, NOON - MINUTE, MINUTE)], why)
+        assert (await api.execute(query, variables))["data"] == {
+            "tickers": [
+                {"name": "btc_usd", "fillingTo": "2026-01-31T11:00:00.000000Z"},
+                {"name": "eth_usd", "fillingTo": None},
+            ],
+            "pricesInPeriod": [{"source": "RECOVERED"}],
+            "coverage": {
+                "expected": 6,
+                "present": 5,
+                "observed": 3,
+                "averaged": 2,
+                "gaps": [{"fromDt": "2026-01-31T11:58:00.000000Z", "missing": 1, "detail": why}],
+            },
+        }
 
 
 JOB = "id status tickers enqueuedAt startedAt finishedAt prices " + FIELDS + " failures { ticker code message }"

@@ -1,6 +1,7 @@
 """Replies in the exchange's real shape, as text: a price is a bare number whose digits matter."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from shared.config.settings import Settings, load_settings
 from shared.grid import from_microseconds
 from shared.storage.missed_slots import GapReason
+from worker.context import Worker
+from worker.exchange.background import Background
 from worker.exchange.errors import DeribitError, Retry
 from worker.exchange.http import ChartPoint, Observation, create_http, get_index_chart, get_index_price
 
@@ -80,3 +83,16 @@ def in_turn(outcomes: Sequence[httpx.Response | Exception], asked: list[httpx.Re
         return outcome
 
     return answer
+
+
+def unspaced(http: httpx.AsyncClient) -> Background:
+    """Requests for past prices as they are without Redis: none waits."""
+    unused: Any = None
+    background = Worker(settings_for(), unused, unused, http, name="unit:1").background
+
+    @asynccontextmanager
+    async def request(method: str) -> AsyncIterator[None]:
+        yield
+
+    background.request = request  # type: ignore[method-assign]
+    return background

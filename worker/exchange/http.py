@@ -89,13 +89,22 @@ def create_http(settings: Settings, transport: httpx.AsyncBaseTransport | None =
     )
 
 
-def _own_clock() -> datetime:
+def own_clock() -> datetime:
     return datetime.now(UTC)
 
 
-async def get_index_price(
-    http: httpx.AsyncClient, ticker: str, now: Callable[[], datetime] = _own_clock
-) -> Observation:
+class HttpPrices:
+    """A source of the price now: one request for each. `now`: our clock, for a reply without the exchange's."""
+
+    def __init__(self, http: httpx.AsyncClient, now: Callable[[], datetime] = own_clock) -> None:
+        self._http = http
+        self._now = now
+
+    async def observe(self, ticker: str) -> Observation:
+        return await get_index_price(self._http, ticker, self._now)
+
+
+async def get_index_price(http: httpx.AsyncClient, ticker: str, now: Callable[[], datetime] = own_clock) -> Observation:
     """One attempt. `now`: our clock, for an envelope without the exchange's. Raises `DeribitError`."""
     with span("get_index_price", "client", server__address=http.base_url.host):
         envelope = await call(http, "public/get_index_price", {"index_name": ticker})
@@ -104,7 +113,7 @@ async def get_index_price(
     if not isinstance(result, dict) or "index_price" not in result:
         raise DeribitError("BAD_REPLY", "result without index_price", retry=Retry.BACKOFF)
     # Never estimated_delivery_price, because before an expiry it is a running average.
-    return Observation(ticker, _price(result["index_price"]), observed_at, _is_testnet(http, envelope))
+    return Observation(ticker, parse_price(result["index_price"]), observed_at, _is_testnet(http, envelope))
 
 
 async def get_index_chart(http: httpx.AsyncClient, ticker: str, chart_range: str) -> list[ChartPoint]:
@@ -130,22 +139,24 @@ async def get_index_chart(http: httpx.AsyncClient, ticker: str, chart_range: str
     return points[:-1]
 
 
-async def get_index_names(http: httpx.AsyncClient) -> list[str]:
-    """Every index of the exchange. The documentation has objects, recorded replies strings. Raises `DeribitError`."""
-    result = (await call(http, "public/get_index_price_names", {}, _MAX_LIST_BYTES))["result"]
-    entries = result if isinstance(result, list) else []
-    names = [entry.get("name") if isinstance(entry, dict) else entry for entry in entries]
-    return [name for name in names if isinstance(name, str)]
+async def get_result(
+    http: httpx.AsyncClient, method: str, parameters: Mapping[str, str], base_url: str = ""
+) -> tuple[Any, bool]:
+    """The result of any method, and whether it is a test network's. `base_url`: another host. Raises `DeribitError`."""
+    host = urlsplit(base_url).hostname or http.base_url.host
+    with span(method, "client", server__address=host):
+        envelope = await call(http, f"public/{method}", parameters, _MAX_LIST_BYTES, base_url)
+    return envelope["result"], _is_testnet(http, envelope)
 
 
 def _point(entry: object, testnet: bool) -> ChartPoint:
     match entry:
         case [int(milliseconds), price] if not isinstance(milliseconds, bool):
-            return ChartPoint(_instant(milliseconds * 1000), _price(price), testnet)
+            return ChartPoint(parse_instant(milliseconds * 1000), parse_price(price), testnet)
     raise DeribitError("BAD_REPLY", "chart point is not [ms, price]", retry=Retry.BACKOFF)
 
 
-def _price(value: object) -> Decimal:
+def parse_price(value: object) -> Decimal:
     """A positive finite decimal. Anything else raises `DeribitError` and is REJECTED_VALUE in the history."""
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         raise _rejected("BAD_PRICE", "price is not a number")
@@ -170,11 +181,11 @@ def _clock(envelope: Mapping[str, Any], now: Callable[[], datetime]) -> datetime
             microseconds = envelope[name]
             if not isinstance(microseconds, int) or isinstance(microseconds, bool):
                 raise DeribitError("BAD_REPLY", f"{name} is not an integer", retry=Retry.BACKOFF)
-            return _instant(microseconds)
+            return parse_instant(microseconds)
     return now()
 
 
-def _instant(microseconds: int) -> datetime:
+def parse_instant(microseconds: int) -> datetime:
     try:
         return from_microseconds(microseconds)
     except OverflowError:

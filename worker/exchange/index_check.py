@@ -4,10 +4,12 @@ import asyncio
 import difflib
 import logging
 
+import httpx
+
 from shared.queue.worker_registry import describe_unknown_index
 from worker.context import Worker
 from worker.exchange.errors import DeribitError
-from worker.exchange.http import get_index_names
+from worker.exchange.http import get_result
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,14 @@ def _note_unknown(worker: Worker, ticker: str, names: list[str]) -> None:
     near = difflib.get_close_matches(ticker, names, _MAX_NEAR_NAMES, _LEAST_SIMILARITY)
     worker.unknown_indices[ticker] = near
     logger.error("%s", describe_unknown_index(ticker, near))
+
+
+async def get_index_names(http: httpx.AsyncClient) -> list[str]:
+    """Every index of the exchange. The documentation has objects, recorded replies strings. Raises `DeribitError`."""
+    result, _ = await get_result(http, "get_index_price_names", {})
+    entries = result if isinstance(result, list) else []
+    names = [entry.get("name") if isinstance(entry, dict) else entry for entry in entries]
+    return [name for name in names if isinstance(name, str)]
 
 
 async def _get_names(worker: Worker) -> list[str]:

@@ -93,8 +93,9 @@ async def with_retries(
         try:
             async with asyncio.timeout_at(deadline), share or contextlib.nullcontext(), worker.requests:
                 has_asked = True
-                async with worker.metrics.calling("get_index_price"):
-                    return await attempt()
+                with worker.background.live():
+                    async with worker.metrics.calling("get_index_price"):
+                        return await attempt()
         except TimeoutError as error:
             if not has_asked:
                 raise DeribitError(

@@ -26,9 +26,16 @@ chart, every six hours since 2016, has 15,000 points."""
 
 
 async def call(
-    http: httpx.AsyncClient, method: str, parameters: Mapping[str, str], max_bytes: int = _MAX_BODY_BYTES
+    http: httpx.AsyncClient,
+    method: str,
+    parameters: Mapping[str, str],
+    max_bytes: int = _MAX_BODY_BYTES,
+    base_url: str = "",
 ) -> dict[str, Any]:
-    """GET one method and return its envelope, which has a `result`. Raises `DeribitError`."""
+    """GET one method and return its envelope, which has a `result`. `base_url`: another host than the client's.
+
+    Raises `DeribitError`.
+    """
     for is_last in (False, True):
         opened: list[str] = []
 
@@ -38,7 +45,9 @@ async def call(
 
         try:
             async with asyncio.timeout(ATTEMPT_SECONDS):
-                request = http.build_request("GET", f"/{method}", params=parameters, extensions={"trace": trace})
+                request = http.build_request(
+                    "GET", f"{base_url}/{method}", params=parameters, extensions={"trace": trace}
+                )
                 response, body = await _read(http, request, max_bytes)
                 if response.is_redirect:
                     response, body = await _read(http, _follow(http, response), max_bytes)
@@ -105,7 +114,7 @@ def _envelope(response: httpx.Response, content: bytes) -> dict[str, Any]:
     if sum(map(content.count, (b",", b"[", b"{"))) > MAX_VALUES:
         raise DeribitError("BAD_REPLY", f"reply has more than {MAX_VALUES} values", retry=Retry.NEVER)
     try:
-        # Decimals from the text, because a float loses digits. `_price` refuses NaN and infinity.
+        # Decimals from the text, because a float loses digits. `parse_price` refuses NaN and infinity.
         body = json.loads(content, parse_float=Decimal, parse_constant=Decimal)
     except (ValueError, ArithmeticError, RecursionError):
         raise status_error(response) from None

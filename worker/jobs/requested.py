@@ -9,7 +9,6 @@ from shared.queue.fetches import FetchFailure, finish_fetch_job, start_fetch_job
 from shared.storage.prices import Price, PriceSource
 from worker.context import Worker, requeue_without_redis, worker_of
 from worker.exchange.errors import DeribitError
-from worker.exchange.http import get_index_price
 from worker.exchange.retries import BUDGET_SECONDS, observe_each
 from worker.jobs.storing import store
 
@@ -27,7 +26,7 @@ async def _fetch(worker: Worker, job_id: str, tickers: Sequence[str]) -> None:
         return
 
     async def observe(ticker: str) -> Price:
-        observation = await get_index_price(worker.http, ticker, worker.clock.now)
+        observation = await worker.live.observe(ticker)
         skew = worker.clock.now() - observation.observed_at
         if skew < -_TOLERATED_SKEW:  # it would stay the newest price for that long
             raise DeribitError("CLOCK_AHEAD", "the exchange's clock is more than an hour ahead of ours")

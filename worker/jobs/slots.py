@@ -21,8 +21,8 @@ from shared.storage.missed_slots import GapReason, MissedSlot
 from shared.storage.prices import Price, PriceSource, select_observed_tickers
 from worker.context import Worker, worker_of
 from worker.exchange.errors import DeribitError
-from worker.exchange.http import Observation, get_index_price
 from worker.exchange.retries import BUDGET_SECONDS, observe_each
+from worker.exchange.source import Observation
 from worker.jobs.storing import store
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ async def _fetch(worker: Worker, slot: int, interval: int, tickers: Sequence[str
         return
 
     async def observe(ticker: str) -> Price:
-        observation = await get_index_price(worker.http, ticker, worker.clock.now)
+        observation = await worker.live.observe(ticker)
         _check_clock(observation, begin, length, worker.clock.now())
         return observation.as_price(begin, PriceSource.SCHEDULED)
 

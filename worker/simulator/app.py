@@ -12,6 +12,7 @@ start of its interval, and the reason given for a bad `range`.
 | `PUT /simulator/faults/{ticker}` | `{"kind": …, "count": n or null, "seconds": s, "methods": […]}`; `*` for all |
 | `DELETE /simulator/faults/{ticker}`, `GET /simulator/faults` | removes; lists, with all kinds and their meanings |
 | `PUT`, `GET /simulator/clock` | `{"offset_seconds": x}`: how far the exchange's clock runs ahead of the real one |
+| `PUT`, `GET /simulator/trades` | `{"recent_hours": n, "traps": true}`: older ones at `/history/api/v2` |
 | `GET`, `DELETE /simulator/requests` | `{method: {ticker: count}}` since the start; resets them |
 | `GET /simulator/given?ticker=…&since_us=…` | the last 100,000 prices sent, oldest first; both parameters optional |
 """
@@ -21,6 +22,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any, Final
 
 from starlette.applications import Starlette
@@ -32,9 +34,21 @@ from starlette.routing import Route
 from worker.simulator import faults
 from worker.simulator.faults import Fault, Faults, SwitchError
 from worker.simulator.prices import CHART_RANGES, EPOCH, KNOWN_TICKERS, chart_points, delivery_price, spot_price
-from worker.simulator.protocol import Params, RpcError, json_response, read_call, read_choice, read_index_name, refuse
+from worker.simulator.protocol import (
+    Params,
+    RpcError,
+    json_response,
+    read_call,
+    read_choice,
+    read_index_name,
+    read_integer,
+    refuse,
+)
+from worker.simulator.trades import MAX_COUNT, instruments, page, ticker_of
 
 MAX_GIVEN: Final = 100_000
+IS_HISTORY: Final = "the history host was asked"
+"A parameter's name that no client sends."
 MAX_OFFSET_SECONDS: Final = 10 * 365 * 86_400
 
 
@@ -44,6 +58,9 @@ class Simulator:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.offset_seconds = 0.0
+        self.recent_hours: int | None = None
+        self.has_trade_traps = True
+        self.has_perpetuals = True
         self.faults = Faults()
         self.requests: Counter[tuple[str, str]] = Counter()
         self.given: deque[dict[str, Any]] = deque(maxlen=MAX_GIVEN)
@@ -63,13 +80,15 @@ class Simulator:
             envelope |= id_member
             if not isinstance(params, dict):  # the exchange takes named parameters only
                 refuse("params", "wrong format")
-            ticker = str(params.get("index_name", ""))[:64]
+            ticker = str(params.get("index_name", "") or ticker_of(str(params.get("instrument_name", ""))) or "")[:64]
             self.requests[method if method in METHODS else "unknown", ticker] += 1
             fault = self.faults.take(ticker, method)
             if fault and (response := await faults.replacing_response(fault, request)):
                 return response
             if method not in METHODS:
                 raise RpcError(-32601, "Method not found")
+            if request.url.path.startswith("/history/"):
+                params |= {IS_HISTORY: True}
             result = await METHODS[method](self, params, us_in)
             if method == "get_index_price" and (fault is None or fault.kind in faults.PRICE_KEPT):
                 price = {"ticker": ticker, "price": str(result["index_price"]), "fault": fault.kind if fault else None}
@@ -100,6 +119,17 @@ class Simulator:
             offset = (await faults.read_switch(request)).get("offset_seconds")
             self.offset_seconds = faults.read_number(offset, "offset_seconds", -MAX_OFFSET_SECONDS, MAX_OFFSET_SECONDS)
         return json_response({"offset_seconds": self.offset_seconds, "now_us": self.now_us()})
+
+    async def switch_trades(self, request: Request) -> Response:
+        if request.method == "PUT":
+            switch = await faults.read_switch(request)
+            hours, traps = switch.get("recent_hours"), switch.get("traps", True)
+            if hours is not None:
+                hours = round(faults.read_number(hours, "recent_hours", 0, 87_600))
+            if not isinstance(traps, bool):
+                raise SwitchError(f"traps {traps!r} is not accepted; give true or false")
+            self.recent_hours, self.has_trade_traps = hours, traps
+        return json_response({"recent_hours": self.recent_hours, "traps": self.has_trade_traps})
 
     async def list_requests(self, request: Request) -> Response:
         if request.method == "DELETE":
@@ -146,6 +176,30 @@ async def get_index_price_names(simulator: Simulator, params: Params, us_in: int
     return [{"name": name} | flags for name in KNOWN_TICKERS]
 
 
+async def get_instruments(simulator: Simulator, params: Params, us_in: int) -> list[Any]:
+    if read_choice(params, "kind", ("future", "option", "spot")) != "future":
+        return []
+    return instruments() if simulator.has_perpetuals else []
+
+
+async def get_last_trades(simulator: Simulator, params: Params, us_in: int) -> dict[str, Any]:
+    instrument = str(params.get("instrument_name"))
+    if ticker_of(instrument) is None:
+        refuse("instrument_name", "instrument not found")
+    now_ms = us_in // 1000
+    start, end = (read_integer(params, f"{bound}_timestamp", 0, 10**14) for bound in ("start", "end"))
+    count = read_integer(params, "count", 1, MAX_COUNT, default=10)
+    if read_choice(params, "sorting", ("asc",)) != "asc":
+        refuse("sorting", "wrong format")
+    if simulator.recent_hours is not None and IS_HISTORY not in params:
+        start = max(start, now_ms - simulator.recent_hours * 3_600_000)
+    # In a thread, because a page takes some milliseconds, and live prices must not wait for it.
+    rows, has_more = await run_in_threadpool(
+        partial(page, instrument, start, min(end, now_ms), count, simulator.seed, has_traps=simulator.has_trade_traps)
+    )
+    return {"trades": rows, "has_more": has_more}
+
+
 async def get_time(simulator: Simulator, params: Params, us_in: int) -> int:
     return us_in // 1000
 
@@ -154,6 +208,8 @@ METHODS: Final[dict[str, Callable[[Simulator, Params, int], Awaitable[Any]]]] = 
     "get_index_price": get_index_price,
     "get_index_chart_data": get_index_chart_data,
     "get_index_price_names": get_index_price_names,
+    "get_instruments": get_instruments,
+    "get_last_trades_by_instrument_and_time": get_last_trades,
     "get_time": get_time,
 }
 
@@ -165,6 +221,8 @@ def create_app(seed: int = 1) -> Starlette:
         routes=[
             Route("/api/v2", simulator.answer_rpc, methods=["POST"]),
             Route("/api/v2/{path:path}", simulator.answer_rpc, methods=["GET", "POST"]),
+            Route("/history/api/v2/{path:path}", simulator.answer_rpc, methods=["GET", "POST"]),
+            Route("/simulator/trades", simulator.switch_trades, methods=["GET", "PUT"]),
             Route("/simulator/faults", simulator.list_faults, methods=["GET"]),
             Route("/simulator/faults/{ticker}", simulator.switch_fault, methods=["PUT", "DELETE"]),
             Route("/simulator/clock", simulator.switch_clock, methods=["GET", "PUT"]),

@@ -1,7 +1,7 @@
 """The faults that the simulator can be switched to.
 
-A fault belongs to one index name or to `*`, and affects `get_index_price` and `get_index_chart_data`. Some replace the
-HTTP response, some spoil the value or the envelope of a correct one, some break the connection.
+A fault belongs to one index name or to `*`, and affects prices, charts and trades. Some replace the HTTP response, some
+spoil the value or the envelope of a correct one, some break the connection.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from worker.simulator.prices import is_known_ticker
 from worker.simulator.protocol import RpcError
 
-METHODS: Final = ("get_index_price", "get_index_chart_data")
+METHODS: Final = ("get_index_price", "get_index_chart_data", "get_last_trades_by_instrument_and_time")
 EVERY_TICKER: Final = "*"
 _LONGEST_SECONDS: Final = 3_600
 
@@ -156,7 +156,9 @@ async def replacing_response(fault: Fault, request: Request) -> Response | None:
 
 
 def spoil_result(kind: str, result: Any) -> Any:
-    """Spoil a price (an object of decimals) or a chart (a list of points)."""
+    """Spoil a price (an object of decimals), a chart (a list of points) or a page of trades."""
+    if isinstance(result, dict) and "trades" in result:
+        return _spoil_trades(kind, result)
     is_price = isinstance(result, dict)
     match kind:
         case "wrong_shape":
@@ -168,6 +170,15 @@ def spoil_result(kind: str, result: Any) -> Any:
     if is_price:
         return {name: _spoil_value(kind, value) for name, value in result.items()}
     return [(start, _spoil_value(kind, value)) for start, value in result]
+
+
+def _spoil_trades(kind: str, result: dict[str, Any]) -> Any:
+    if kind == "wrong_shape":
+        return result["trades"]
+    missing = {"index_price": "gone"} if kind == "missing_price" else {}
+    return result | {
+        "trades": [row | {"index_price": _spoil_value(kind, row["index_price"])} | missing for row in result["trades"]]
+    }
 
 
 def spoil_envelope(kind: str, envelope: dict[str, Any]) -> dict[str, Any]:

@@ -79,6 +79,17 @@ def read_choice(params: Params, param: str, choices: tuple[str, ...]) -> str:
     return value
 
 
+def read_integer(params: Params, param: str, low: int, high: int, default: int | None = None) -> int:
+    value = params.get(param, default)
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if value is None:
+        refuse(param, "value is required")
+    if type(value) is not int or not low <= value <= high:
+        refuse(param, "wrong format")
+    return value
+
+
 def _read_text(params: Params, param: str) -> str:
     if param not in params:
         refuse(param, "value is required")

@@ -1,4 +1,4 @@
-"""`heal_gaps` with the simulator's chart: what it fills, what it leaves open, and which charts it requests."""
+"""`heal_gaps` with the simulator's chart alone: what it fills, what it leaves open, and which charts it requests."""
 
 import asyncio
 import time
@@ -12,7 +12,6 @@ import pytest
 
 from shared.grid import slot_of
 from shared.queue.deferred import defer
-from shared.storage.coverage import Coverage
 from shared.storage.database import fetch
 from shared.storage.gaps import select_missing_runs
 from shared.storage.missed_slots import GapReason, MissedSlot, MissingRun, insert_missed_slots
@@ -25,10 +24,12 @@ from tests.integration.examples import (
     select_all_prices,
     select_unanswered,
 )
-from tests.reads import select_coverage, select_first_timestamps, select_gaps
+from tests.reads import select_gaps
 from tests.unit.replies import reply
 from worker.context import Worker
+from worker.exchange.chart import NO_POINT
 from worker.exchange.http import create_http
+from worker.exchange.trades import NO_PERPETUAL
 from worker.jobs.healing import heal_gaps
 from worker.runner import create_worker
 from worker.simulator.app import Simulator
@@ -39,6 +40,12 @@ HOUR = timedelta(hours=1)
 TICKERS = ("btc_usd", "eth_usd")
 RECENT, OLDER = 6, 60
 "The chart's spacing in seconds: in the last hour, and before."
+
+
+@pytest.fixture(autouse=True)
+def _no_perpetuals(simulator: Simulator) -> None:
+    """Nothing but the chart knows the past."""
+    simulator.has_perpetuals = False
 
 
 def averaged(slot: datetime, spacing: int, ticker: str = "btc_usd") -> Price:
@@ -79,6 +86,7 @@ async def test_gaps_are_filled_from_the_chart_with_one_request_per_ticker_and_ra
     expected = sorted(observed + others + healed, key=lambda price: (price.ticker, price.timestamp))
     assert await select_all_prices(worker.pool) == expected
     assert dict(simulator.requests) == {
+        ("get_instruments", ""): 1,
         ("get_index_chart_data", "btc_usd"): 2,
         ("get_index_chart_data", "eth_usd"): 1,
     }
@@ -105,8 +113,15 @@ async def test_a_chart_coarser_than_the_grid_fills_nothing_and_is_not_requested_
     assert await select_all_prices(worker.pool) == observed
     assert await select_all_missed_slots(worker.pool) == [known]
     assert await select_unanswered(worker.pool) == [(gap, missing[-1] + step)]
+    why = f"{NO_PERPETUAL}; {NO_POINT}"
+    gaps = await select_gaps(worker.pool, "btc_usd", gap, missing[-1] + step, datetime.now(UTC), 10)
+    assert [(one.from_dt, one.missing, one.reason, one.detail) for one in gaps] == [
+        (gap, 1, GapReason.NOT_COLLECTED, why),
+        (known.slot, 1, known.reason, known.detail),
+        (missing[2], 16, GapReason.NOT_COLLECTED, why),
+    ]
     assert charts_asked_for(simulator) == {"btc_usd": 1}
-    for name, count in {"healed": 0, "unanswered": 18}.items():
+    for name, count in {"healed": 0, "recovered": 0, "unanswered": 18}.items():
         metric = f"deribit_collector_slots_{name}_total"
         assert worker.metrics.registry.get_sample_value(metric, {"ticker": "btc_usd"}) == count
 
@@ -115,10 +130,12 @@ async def test_a_chart_coarser_than_the_grid_fills_nothing_and_is_not_requested_
 
 
 def charts(**points: Sequence[datetime]) -> tuple[httpx.MockTransport, list[str]]:
-    """An exchange whose chart of a range has these points, and the ranges that were requested."""
+    """An exchange without perpetuals whose chart of a range has these points, and the ranges that were requested."""
     asked: list[str] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
+        if "range" not in request.url.params:
+            return httpx.Response(200, content=reply("[]"))
         asked.append(request.url.params["range"])
         times = points.get("_" + asked[-1], [])
         entries = ",".join(f"[{round(at.timestamp() * 1000)},91000.5]" for at in times)
@@ -137,7 +154,7 @@ async def test_a_slot_is_unanswered_when_no_chart_around_it_has_a_point(worker: 
     day = [at - 23 * HOUR for at in minutes] + [at for at in minutes[:25] if at != missing[0]]  # ends 35 minutes ago
     transport, asked = charts(_1h=hour, _1d=day)
     async with create_http(worker.settings, transport) as http:
-        worker.http = http
+        ctx["worker"] = replace(worker, http=http)
         await heal_gaps(ctx)
         assert asked == ["1h", "1d", "2d"], "the hour's holes are looked for in the next charts"
         healed = {missing[1], missing[3]}
@@ -155,7 +172,7 @@ async def test_a_slot_that_every_fine_chart_left_open_is_unanswered(worker: Work
     coarse = [now - HOUR * n for n in range(47, -1, -1)]
     transport, asked = charts(_1h=minutes, _1d=minutes, _2d=coarse)
     async with create_http(worker.settings, transport) as http:
-        worker.http = http
+        ctx["worker"] = replace(worker, http=http)
         await heal_gaps(ctx)
         assert asked == ["1h", "1d", "2d"]
         assert await select_unanswered(worker.pool) == [(missing[0], missing[1] + MINUTE)]
@@ -167,7 +184,9 @@ async def test_a_day_of_missed_seconds_costs_the_event_loop_no_more_than_an_hour
     worker: Worker, ctx: dict[str, Any]
 ) -> None:
     """86,400 slots, each with a reason of its own, are one run."""
-    worker.settings = worker.settings.model_copy(update={"fetch_interval_seconds": 1, "tickers": ("btc_usd",)})
+    worker.settings = worker.settings.model_copy(
+        update={"fetch_interval_seconds": 1, "heal_lookback_hours": 23, "tickers": ("btc_usd",)}
+    )
     now = slot_of(datetime.now(UTC), timedelta(seconds=1))
     since = now - 30 * HOUR
     await insert_schedule_rows(worker.pool, [("btc_usd", since, 1)])
@@ -188,12 +207,12 @@ async def test_a_day_of_missed_seconds_costs_the_event_loop_no_more_than_an_hour
     day = [now - MINUTE * n for n in range(1439, -1, -1)]
     transport, asked = charts(_1h=day[-60:], _1d=day)
     async with create_http(worker.settings, transport) as http:
-        worker.http = http
+        ctx["worker"] = replace(worker, http=http)
         cpu = time.process_time()
         await heal_gaps(ctx)
         assert time.process_time() - cpu < 0.5
         assert asked == ["1h", "1d"]
-        assert len(await select_unanswered(worker.pool)) == 2
+        assert len(await select_unanswered(worker.pool)) == 5, "six hours at a time, the newest of them in two charts"
         assert await select_all_prices(worker.pool) == []
 
 
@@ -230,80 +249,6 @@ async def test_a_chart_that_cannot_be_read_is_read_in_the_next_run(
     assert charts_asked_for(simulator) == {"btc_usd": 2, "eth_usd": 1}
 
 
-async def select_schedules(worker: Worker) -> list[tuple[str, datetime, bool]]:
-    rows = await fetch(worker.pool, "select ticker, since, first_fill_done from schedules order by ticker, since")
-    return [tuple(row) for row in rows]
-
-
-async def test_a_fresh_database_starts_with_a_whole_day_of_the_chart(
-    worker: Worker, simulator: Simulator, ctx: dict[str, Any]
-) -> None:
-    before = datetime.now(UTC)
-    await heal_gaps(ctx)
-    after = datetime.now(UTC)
-
-    first = await select_first_timestamps(worker.pool, TICKERS)
-    for ticker in TICKERS:
-        assert before - 24 * HOUR <= first[ticker] <= after - 24 * HOUR + MINUTE
-    assert await select_schedules(worker) == [(ticker, first[ticker], True) for ticker in TICKERS]
-    for ticker in TICKERS:
-        expected = (slot_of(before, MINUTE) - first[ticker]) // MINUTE
-        assert 1438 <= expected <= 1440
-        covered = await select_coverage(worker.pool, ticker, before - 48 * HOUR, before, before)
-        assert covered == Coverage(expected, expected, averaged=expected)
-    assert charts_asked_for(simulator) == {"btc_usd": 2, "eth_usd": 2}
-    # The hour's boundary moved while the chart was read: a minute on either side of it may be from either range.
-    for price in await select_all_prices(worker.pool):
-        age = before - price.timestamp
-        if age < HOUR - MINUTE and price.observed_at == price.timestamp:
-            assert price == averaged(price.timestamp, RECENT, price.ticker)
-        elif age > HOUR + MINUTE:
-            assert price == averaged(price.timestamp, OLDER, price.ticker)
-
-    await heal_gaps(ctx)
-    assert charts_asked_for(simulator) == {"btc_usd": 2, "eth_usd": 2}
-
-
-async def test_a_failed_first_fill_is_done_in_the_next_run(
-    worker: Worker, simulator: Simulator, ctx: dict[str, Any]
-) -> None:
-    simulator.faults.put("*", Fault("maintenance", None, 0))
-    await heal_gaps(ctx)
-    assert await select_schedules(worker) == [(ticker, worker.first_slot, False) for ticker in TICKERS]
-
-    simulator.faults.remove("*")
-    await heal_gaps(ctx)
-    first = await select_first_timestamps(worker.pool, TICKERS)
-    assert await select_schedules(worker) == [(ticker, first[ticker], True) for ticker in TICKERS]
-
-
-async def test_a_past_that_the_chart_has_in_part_begins_where_it_is_whole(worker: Worker, ctx: dict[str, Any]) -> None:
-    """A grid of ten seconds: the chart of an hour is fine enough, the chart of a day is not."""
-    worker.settings = worker.settings.model_copy(
-        update={"fetch_interval_seconds": 10, "heal_lookback_hours": 2, "tickers": ("btc_usd",)}
-    )
-    await heal_gaps(ctx)
-
-    [(_, since, is_filled)] = await select_schedules(worker)
-    assert is_filled
-    assert HOUR - MINUTE <= worker.first_slot - since <= HOUR + MINUTE
-    shown = [price.timestamp for price in await select_all_prices(worker.pool)]
-    assert shown[0] == since
-
-
-async def test_a_past_without_a_chart_as_fine_as_the_grid_is_not_expected(worker: Worker, ctx: dict[str, Any]) -> None:
-    worker.settings = worker.settings.model_copy(
-        update={"fetch_interval_seconds": 1, "heal_lookback_hours": 1, "tickers": ("btc_usd",)}
-    )
-    await heal_gaps(ctx)
-
-    first_slot = worker.first_slot
-    assert await select_schedules(worker) == [("btc_usd", first_slot, True)]
-    covered = await select_coverage(worker.pool, "btc_usd", first_slot - 2 * HOUR, first_slot, first_slot)
-    assert covered == Coverage(0, 0)
-    assert await select_all_prices(worker.pool) == []
-
-
 async def test_healing_waits_for_deferred_prices_and_leaves_them_to_their_job(
     worker: Worker, simulator: Simulator, ctx: dict[str, Any]
 ) -> None:
@@ -333,13 +278,3 @@ async def test_two_workers_that_heal_at_once_leave_one_row_for_each_slot(worker:
     healed = [averaged(slot, RECENT, ticker) for ticker in TICKERS for slot in missing]
     expected = sorted(observed + others + healed, key=lambda price: (price.ticker, price.timestamp))
     assert await select_all_prices(worker.pool) == expected
-
-
-async def test_two_workers_on_a_fresh_database_agree_on_the_first_slot(worker: Worker, ctx: dict[str, Any]) -> None:
-    second = replace(worker, name="tests:2", requests=asyncio.Semaphore(4))
-    await asyncio.gather(heal_gaps(ctx), heal_gaps(ctx | {"worker": second}))
-    now = datetime.now(UTC)
-    first = await select_first_timestamps(worker.pool, TICKERS)
-    assert await select_schedules(worker) == [(ticker, first[ticker], True) for ticker in TICKERS]
-    for ticker in TICKERS:
-        assert await select_gaps(worker.pool, ticker, now - 48 * HOUR, now - MINUTE, now, 10) == []

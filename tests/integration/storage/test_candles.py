@@ -245,7 +245,8 @@ async def test_the_migration_makes_the_candles_of_the_prices_that_are_there(sett
                     pool,
                     "insert into prices (ticker, price, timestamp, observed_at, source, testnet) "
                     "values ($1, $2, $3, $4, $5::text::price_source, $6)",
-                    *(p.ticker, p.price, p.timestamp, p.observed_at, p.source.value, p.testnet),
+                    *(p.ticker, p.price, p.timestamp, p.observed_at),
+                    *("BACKFILLED" if p.source is PriceSource.RECOVERED else p.source.value, p.testnet),
                 )
             await migrate(dsn)
             assert await check(pool, []) != {interval: [] for interval in CandleInterval}

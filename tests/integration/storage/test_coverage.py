@@ -10,7 +10,7 @@ import pytest
 from shared.grid import slot_of
 from shared.storage.coverage import Coverage
 from shared.storage.database import Pool, fetch
-from shared.storage.gaps import select_missing_runs
+from shared.storage.gaps import select_averaged_runs, select_missing_runs
 from shared.storage.missed_slots import GapReason, MissedSlot, MissingRun, insert_missed_slots, insert_unanswered
 from shared.storage.prices import Price, PriceSource, insert_prices
 from tests.integration.conftest import Api
@@ -19,6 +19,8 @@ from tests.reads import Gap, select_coverage, select_gaps
 
 TICKER = "btc_usd"
 SECOND = timedelta(seconds=1)
+OBSERVED = (PriceSource.SCHEDULED, PriceSource.RECOVERED)
+UNANSWERED = "no trade within the slot; no chart point as fine as the grid"
 
 
 @dataclass
@@ -40,17 +42,19 @@ class World:
         await insert_schedule_rows(pool, seconds)
         for since, until in self.ends.items():
             await fetch(pool, "update schedules set until = $1 where since = $2", until, since)
-        # Some averages are replaced by the observation that comes late, and some prices are deleted again.
-        late = {timestamp for timestamp in self.timestamps - self.averaged if timestamp.second % 3 == 0}
-        sources = dict.fromkeys(self.timestamps, PriceSource.SCHEDULED)
-        sources |= dict.fromkeys(self.averaged | late, PriceSource.BACKFILLED)
-        await insert_prices(pool, [example_price(at, source=source) for at, source in sources.items()])
-        await insert_prices(pool, [example_price(at) for at in late])
+        # Some averages are replaced by an observation that comes late or is recovered, and never the other way. Some
+        # prices are deleted again.
+        observed = {at: OBSERVED[at.second // 5 % 2] for at in self.timestamps - self.averaged}
+        late = {at: source for at, source in observed.items() if at.second % 3 == 0}
+        first = observed | dict.fromkeys(self.averaged | late.keys(), PriceSource.BACKFILLED)
+        for sources in (first, late, dict.fromkeys(observed, PriceSource.BACKFILLED)):
+            await insert_prices(pool, [example_price(at, source=source) for at, source in sources.items()])
         gone = [NOON + SECOND * n for n in range(0, 900, 7) if NOON + SECOND * n not in self.timestamps]
         await insert_prices(pool, [example_price(at) for at in gone])
         await fetch(pool, "delete from prices where ticker = $1 and timestamp = any($2)", TICKER, gone)
         await insert_missed_slots(pool, self.missed.values())
-        await insert_unanswered(pool, TICKER, [MissingRun(s, s + SECOND, SECOND) for s in sorted(self.unanswered)])
+        runs = [MissingRun(s, s + SECOND, SECOND) for s in sorted(self.unanswered)]
+        await insert_unanswered(pool, TICKER, runs, UNANSWERED)
         # Another ticker's rows count for nothing here.
         await insert_schedule_rows(pool, [("eth_usd", NOON - MINUTE * 99, 60)])
         await insert_prices(pool, [example_price(NOON + MINUTE * n, ticker="eth_usd") for n in range(9)])
@@ -76,7 +80,8 @@ class World:
         for slot, interval in self.slots(from_dt, to_dt, now):
             if slot in self.timestamps:
                 continue
-            known = self.missed.get(slot, MissedSlot(TICKER, slot, GapReason.NOT_COLLECTED))
+            why = UNANSWERED if slot in self.unanswered else None
+            known = self.missed.get(slot, MissedSlot(TICKER, slot, GapReason.NOT_COLLECTED, why))
             last = gaps[-1] if gaps else None
             if last and (last.to_dt, last.reason, last.detail) == (slot, known.reason, known.detail):
                 gaps[-1] = Gap(last.from_dt, slot + interval, last.missing + 1, known.reason, known.detail)
@@ -90,6 +95,9 @@ class World:
             for slot, _ in self.slots(from_dt, to_dt, now)
             if slot not in self.timestamps and slot not in self.unanswered
         ]
+
+    def to_replace(self, from_dt: datetime, to_dt: datetime, now: datetime) -> list[datetime]:
+        return [slot for slot, _ in self.slots(from_dt, to_dt, now) if slot in self.averaged - self.unanswered]
 
 
 def random_world(chance: random.Random) -> World:
@@ -116,8 +124,6 @@ def random_world(chance: random.Random) -> World:
         if chance.random() < 0.5:  # some with a price too: healed meanwhile
             missed[slot] = MissedSlot(TICKER, slot, *chance.choice(reasons))
     unanswered = {slot for slot in candidates if chance.random() < 0.3}
-    for slot in unanswered - missed.keys():
-        missed[slot] = MissedSlot(TICKER, slot, GapReason.NOT_COLLECTED)
     return World(schedules, timestamps, missed, unanswered, averaged, ends)
 
 
@@ -143,6 +149,7 @@ async def test_the_answers_equal_a_recount(pool: Pool, seed: int) -> None:
         limit = chance.choice([1, 2, 3, 10, 10_000])
         assert await select_gaps(pool, TICKER, *period, limit) == world.gaps(*period)[:limit], case
         assert slots_of(await select_missing_runs(pool, TICKER, *period)) == world.to_heal(*period), case
+        assert slots_of(await select_averaged_runs(pool, TICKER, *period)) == world.to_replace(*period), case
 
 
 async def test_a_period_that_begins_in_the_last_slot_before_an_interval_change(pool: Pool) -> None:

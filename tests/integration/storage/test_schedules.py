@@ -115,7 +115,7 @@ async def test_a_ticker_that_comes_back_has_no_gap_where_it_was_not_collected(po
     assert await select_coverage(pool, TICKER, NOON, until, until) == Coverage(120, 0)
     assert await select_coverage(pool, TICKER, end, back, until) == Coverage(0, 0)
     [row] = await fetch(pool, "select first_fill_done from schedules where since = $1", back)
-    assert row["first_fill_done"], "the time between is not filled from the chart"
+    assert row["first_fill_done"], "the time between is not filled"
 
 
 async def test_an_end_that_was_noted_while_a_worker_could_not_report_is_taken_back(pool: Pool) -> None:
@@ -134,7 +134,7 @@ async def test_a_worker_ends_what_is_not_collected_only_after_others_had_time_to
     await insert_schedule_rows(worker.pool, [("doge_usd", now - 5 * HOUR, 60)])
     await heal_gaps({"worker": worker, "job_try": 1})
     assert (await select_ends(worker.pool))["doge_usd"] is None
-    worker.started -= UNREPORTED.total_seconds() + 1
+    worker.clock._started -= UNREPORTED.total_seconds() + 1
     await heal_gaps({"worker": worker, "job_try": 1})
     ends = await select_ends(worker.pool)
     assert ends == {**dict.fromkeys(worker.settings.tickers), "doge_usd": ends["doge_usd"]}

@@ -77,7 +77,7 @@ class Known:
     began: float
     ended: float
     newest: dict[str, float]
-    healed: Told
+    recovered: Told
     sent: int
 
 
@@ -188,12 +188,12 @@ async def known(settings: Settings, _pool: Pool) -> AsyncIterator[Known]:
             try:
                 await work(worker, exchange.state.simulator.faults, away)
                 newest = {p.ticker: p.timestamp.timestamp() for p in await select_latest_prices(_pool, own.tickers)}
-                sql = "select ticker, count(*) as n from prices where source = 'BACKFILLED' group by ticker"
-                healed: Told = {(row["ticker"],): float(row["n"]) for row in await fetch(_pool, sql)}
+                sql = "select ticker, count(*) as n from prices where source = 'RECOVERED' group by ticker"
+                recovered: Told = {(row["ticker"],): float(row["n"]) for row in await fetch(_pool, sql)}
                 [row] = await fetch(_pool, "select count(*) from prices where ticker = 'eth_usd'")
                 await open_socket.prices(row[0])
                 scrapes = await scraped(api.port), await eventually_scraped(own.metrics_port)
-                yield Known(*scrapes, began, time.time(), newest, healed, 1 + row[0])
+                yield Known(*scrapes, began, time.time(), newest, recovered, 1 + row[0])
             finally:
                 serving.cancel()
         finally:
@@ -291,15 +291,20 @@ def test_what_the_worker_did(known: Known) -> None:
     assert worker.counted("exchange_requests_total", "method", "code") == {
         ("get_index_price", "ok"): 4,
         ("get_index_price", "BAD_PRICE"): 3,
-        ("get_index_chart_data", "ok"): 2,
+        ("get_instruments", "ok"): 1,
+        ("get_last_trades_by_instrument_and_time", "ok"): 2,
     }
     assert worker.told("exchange_request_duration_seconds_count", "method") == {
         ("get_index_price",): 7,
-        ("get_index_chart_data",): 2,
+        ("get_index_chart_data",): 0,
+        ("get_instruments",): 1,
+        ("get_last_trades_by_instrument_and_time",): 2,
     }
     assert worker.told("slots_stored_total", "ticker") == {("btc_usd",): 1, ("eth_usd",): 0}
-    assert worker.told("slots_healed_total", "ticker") == known.healed
-    assert min(known.healed.values()) >= 3
+    recovered, healed = (worker.told(f"slots_{name}_total", "ticker") for name in ("recovered", "healed"))
+    assert recovered == known.recovered
+    assert min(known.recovered.values()) >= 3
+    assert healed == {("btc_usd",): 0, ("eth_usd",): 0}
     assert worker.counted("slots_missed_total", "ticker", "reason") == {("eth_usd", "REJECTED_VALUE"): 1}
     assert worker.told("slots_unanswered_total", "ticker") == {("btc_usd",): 0, ("eth_usd",): 0}
     assert worker.told("requested_prices_stored_total", "ticker") == {("btc_usd",): 2, ("eth_usd",): 0}

@@ -28,6 +28,8 @@ def test_defaults_are_those_of_the_contract(load: Loader) -> None:
         "fetch_interval_seconds": 60,
         "heal_lookback_hours": 24,
         "retention_days": None,
+        "history_from": None,
+        "deribit_history_url": None,
         "host": "127.0.0.1",
         "port": 8000,
         "metrics_port": 0,

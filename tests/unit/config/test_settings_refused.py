@@ -1,6 +1,7 @@
 """Bad settings: refused at the start, in one message that names each and gives no secret away."""
 
 import re
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -60,6 +61,11 @@ from tests.unit.conftest import Loader
         ("RETENTION_DAYS", "36501"),
         ("RETENTION_DAYS", "1.5"),
         ("RETENTION_DAYS", "never"),
+        ("HISTORY_FROM", "yesterday"),
+        ("HISTORY_FROM", "20260231"),
+        ("HISTORY_FROM", "2026-01-31T12:00:00"),
+        ("HISTORY_FROM", "2999-01-01"),
+        ("DERIBIT_HISTORY_URL", "history.deribit.com"),
         ("PORT", "0"),
         ("PORT", "65536"),
         ("PORT", "http"),
@@ -91,6 +97,31 @@ def test_values_that_are_refused(load: Loader, name: str, text: str) -> None:
     assert line.startswith(f"  {name}=")
     assert re.search(r" is refused(: .+)?; accepted: ", line)
     assert not line.endswith("accepted: ")
+
+
+def test_a_history_from_before_what_retention_keeps_is_refused(load: Loader) -> None:
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=30)
+    assert load.message(RETENTION_DAYS="30", HISTORY_FROM=(midnight - timedelta(seconds=1)).isoformat()).endswith(
+        "is refused; accepted: a past date such as 2026-01-31, or an instant with an offset; no older than "
+        "RETENTION_DAYS keeps"
+    )
+    assert load(RETENTION_DAYS="30", HISTORY_FROM=midnight.date().isoformat()).history_from == midnight
+    assert load(HISTORY_FROM="").history_from is None
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ({}, "https://history.deribit.com/api/v2"),
+        ({"DERIBIT_BASE_URL": "https://deribit.com/api/v2/public"}, "https://history.deribit.com/api/v2"),
+        ({"DERIBIT_BASE_URL": "https://test.deribit.com/api/v2"}, "https://test.deribit.com/api/v2"),
+        ({"DERIBIT_HISTORY_URL": "http://elsewhere:1/api/v2/public/"}, "http://elsewhere:1/api/v2"),
+    ],
+)
+def test_only_production_has_a_host_of_its_own_for_old_trades(
+    load: Loader, names: dict[str, str], expected: str
+) -> None:
+    assert load(**names).history_url == expected
 
 
 def test_a_retention_shorter_than_the_look_back_is_refused(load: Loader) -> None:

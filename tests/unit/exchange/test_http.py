@@ -29,7 +29,8 @@ from tests.unit.replies import (
     settings_for,
 )
 from worker.exchange.errors import DeribitError, Retry
-from worker.exchange.http import Observation, create_http, get_index_names
+from worker.exchange.http import Observation, create_http
+from worker.exchange.index_check import get_index_names
 
 LONG = Context(prec=60)
 JSON_VALUES = st.recursive(

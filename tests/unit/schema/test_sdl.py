@@ -15,7 +15,7 @@ BUILT_IN = {"Boolean", "Float", "ID", "Int", "String"}
 CONTRACT = """
 scalar Decimal
 scalar DateTime
-enum PriceSource { SCHEDULED REQUESTED BACKFILLED }
+enum PriceSource { SCHEDULED REQUESTED RECOVERED BACKFILLED }
 enum CandleInterval {
   ONE_MINUTE THREE_MINUTES FIVE_MINUTES FIFTEEN_MINUTES THIRTY_MINUTES
   ONE_HOUR TWO_HOURS FOUR_HOURS SIX_HOURS TWELVE_HOURS ONE_DAY ONE_WEEK
@@ -60,6 +60,7 @@ type Ticker {
   stale: Boolean!
   firstTimestamp: DateTime
   keptFrom: DateTime
+  fillingTo: DateTime
 }
 type PriceAt { at: DateTime! price: Price ageSeconds: Float gap: Gap }
 type Statistics {

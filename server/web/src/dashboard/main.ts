@@ -18,7 +18,7 @@ import { Cursor } from "./chart/cursor";
 import { History } from "./chart/history";
 import { variablesOf } from "./chart/rows";
 import type { Scene } from "./chart/scene";
-import { backfilledStretches, holesOf, itemsOf } from "./chart/stretches";
+import { holesOf, itemsOf, stretchesOf } from "./chart/stretches";
 import { Table } from "./chart/table";
 import { ApiError, onAnswer } from "./data/api";
 import { CANDLES, COVERAGE, inGraphiQL, MAX_LIMIT, PRICE_UPDATES, PRICES, TICKERS } from "./data/documents";
@@ -47,9 +47,9 @@ const live = new Live({
   since: () => tickers.seenUntil,
   onPrice: (price) => {
     status.hear();
-    tickers.note(price);
+    // While the history is being filled, thousands of prices a second arrive that nothing on the page shows.
+    if (tickers.note(price)) drawSoon();
     history.insert(price);
-    drawSoon();
   },
   onLocked: (error) => {
     status.note(error);
@@ -156,7 +156,8 @@ function draw(): void {
     period,
     items,
     holes,
-    backfilled: backfilledStretches(sourced ?? [], known.interval),
+    recovered: stretchesOf("RECOVERED", sourced ?? [], known.interval),
+    backfilled: stretchesOf("BACKFILLED", sourced ?? [], known.interval),
     begin: sourced?.[0] ? parse(sourced[0].timestamp) : (items[0]?.from ?? period.from),
     isSourced: sourced !== null,
     requested: history.prices.filter(({ source }) => source === "REQUESTED"),
@@ -164,7 +165,7 @@ function draw(): void {
   chart.show(scene);
   cursor.update();
   table.show(items, holes);
-  completeness.show(history);
+  completeness.show(history, known.fillingTo);
   setText(byId("chart-heading"), title(known.name));
   setText(byId("chart-interval"), intervalWords());
   setText(byId("chart-message"), messageFor(known, items.length));

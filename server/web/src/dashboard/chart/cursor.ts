@@ -11,6 +11,7 @@ import { type Hole, holeAt, type Item, nearest } from "./stretches";
 export const SOURCES: Record<Source, string> = {
   SCHEDULED: "scheduled",
   REQUESTED: "requested",
+  RECOVERED: "recovered, from the exchange's first trade in it",
   BACKFILLED: "backfilled, an average from the exchange's chart",
 };
 

@@ -10,6 +10,7 @@ export interface Palette {
   grid: string;
   surface: string;
   observed: string;
+  recovered: string;
   unsourced: string;
   backfilled: string;
   missing: string;
@@ -17,7 +18,7 @@ export interface Palette {
   down: string;
 }
 
-const NAMES = ["text", "grid", "surface", "observed", "unsourced", "backfilled", "missing", "up", "down"] as const;
+const NAMES = ["text", "grid", "surface", "observed", "recovered", "unsourced", "backfilled", "missing", "up", "down"] as const;
 
 /** Reads the colours from the style sheet, because a canvas has no classes. */
 export function readPalette(frame: HTMLElement): Palette {
@@ -44,9 +45,9 @@ export function drawHoles(plot: uPlot, { holes }: Scene, palette: Palette): void
   });
 }
 
-/** The strip along the bottom: observed solid, backfilled dashed, missing hatched. */
+/** The strip along the bottom: observed and recovered solid, backfilled dashed, missing hatched. */
 export function drawSources(plot: uPlot, scene: Scene, palette: Palette): void {
-  const { items, holes, backfilled, begin, period } = scene;
+  const { items, holes, recovered, backfilled, begin, period } = scene;
   const last = items.at(-1);
   if (!last) return;
   const height = STRIP_HEIGHT * devicePixelRatio;
@@ -61,6 +62,7 @@ export function drawSources(plot: uPlot, scene: Scene, palette: Palette): void {
       }
     };
     fill([{ from: begin, to: Math.min(last.to, period.to) }], palette[scene.isSourced ? "observed" : "unsourced"]);
+    fill(recovered, palette.recovered);
     fill(backfilled, dashing(context, palette.backfilled, 6 * devicePixelRatio));
     fill(holes, hatching(context, palette.missing, 4 * devicePixelRatio));
   });

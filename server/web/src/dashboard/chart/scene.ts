@@ -9,6 +9,7 @@ export interface Scene {
   period: Stretch;
   items: Item[];
   holes: Hole[];
+  recovered: Stretch[];
   backfilled: Stretch[];
   /** The instant of the first row. Before it nothing is stored, even if a candle or the period starts earlier. */
   begin: number;
@@ -22,6 +23,7 @@ export const EMPTY_SCENE: Scene = {
   period: { from: 0, to: 1 },
   items: [],
   holes: [],
+  recovered: [],
   backfilled: [],
   begin: 0,
   requested: [],

@@ -1,6 +1,6 @@
 /** Turns the rows of a period into points of a line, its breaks, and its backfilled stretches. */
 
-import type { Candle, Gap, Price } from "../data/documents";
+import type { Candle, Gap, Price, Source } from "../data/documents";
 import { parse } from "../text/time";
 import type { History, Sourced } from "./history";
 
@@ -37,7 +37,7 @@ function itemOf(price: Price, step: number): Item {
 export function itemsOf(history: History): Item[] {
   const { step } = history;
   if (history.interval === "PRICES") return history.prices.map((price) => itemOf(price, step));
-  const backfilled = backfilledStretches(history.sources ?? [], 1);
+  const backfilled = stretchesOf("BACKFILLED", history.sources ?? [], 1);
   let next = 0;
   return history.candles.map((candle) => {
     const from = parse(candle.start);
@@ -64,13 +64,13 @@ export function breaksBetween(a: Item, b: Item, holes: Hole[]): boolean {
   return hole !== undefined && hole.from < to;
 }
 
-/** Runs of backfilled rows, each from its first row to the slot after its last row. */
-export function backfilledStretches(rows: Sourced[], step: number): Stretch[] {
+/** Runs of rows of one source, each from its first row to the slot after its last row. */
+export function stretchesOf(wanted: Source, rows: Sourced[], step: number): Stretch[] {
   const stretches: Stretch[] = [];
   let open: Stretch | null = null;
   for (const { timestamp, source } of rows) {
     if (source === "REQUESTED") continue;
-    if (source !== "BACKFILLED") {
+    if (source !== wanted) {
       open = null;
       continue;
     }
@@ -83,7 +83,7 @@ export function backfilledStretches(rows: Sourced[], step: number): Stretch[] {
 
 /** How many rows each source has. */
 export function countBySource(rows: Sourced[]): Record<Sourced["source"], number> {
-  const counts = { SCHEDULED: 0, REQUESTED: 0, BACKFILLED: 0 };
+  const counts = { SCHEDULED: 0, REQUESTED: 0, RECOVERED: 0, BACKFILLED: 0 };
   for (const { source } of rows) counts[source] += 1;
   return counts;
 }

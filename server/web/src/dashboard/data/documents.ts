@@ -1,6 +1,6 @@
 /** The GraphQL documents of this page and the types of their answers. Each panel links to its document in GraphiQL. */
 
-export type Source = "SCHEDULED" | "REQUESTED" | "BACKFILLED";
+export type Source = "SCHEDULED" | "REQUESTED" | "RECOVERED" | "BACKFILLED";
 
 export interface Price {
   ticker: string;
@@ -20,6 +20,7 @@ export interface Ticker {
   name: string;
   intervalSeconds: number;
   lagSeconds: number | null;
+  fillingTo: string | null;
   latest: Price | null;
 }
 
@@ -44,6 +45,8 @@ export interface Gap {
 export interface Coverage {
   expected: number;
   present: number;
+  observed: number;
+  averaged: number;
   complete: boolean;
   gaps: Gap[];
 }
@@ -66,6 +69,7 @@ export const TICKERS = `query Tickers {
     name
     intervalSeconds
     lagSeconds
+    fillingTo
     latest { ${PRICE} }
   }
 }`;
@@ -99,6 +103,8 @@ export const COVERAGE = `query Coverage($ticker: String!, $fromDt: DateTime!, $t
   coverage(ticker: $ticker, fromDt: $fromDt, toDt: $toDt) {
     expected
     present
+    observed
+    averaged
     complete
     gaps(limit: ${MAX_LIMIT}) { fromDt toDt missing reason detail }
   }

@@ -14,6 +14,8 @@ export interface Known {
   latest: Price | null;
   /** The price at the start of each span; `null` if there was none, `undefined` until it is read. */
   before: Partial<Record<Span, Price | null>>;
+  /** How far back the history is being filled; null when it is there. */
+  fillingTo: string | null;
   /** The newest gap of a stale ticker. */
   gap: Gap | null;
   /** Similar names, if the exchange does not know this index; else `null`. */
@@ -38,11 +40,11 @@ export class Tickers {
     if (newest?.latest && newest.lagSeconds !== null) {
       setServerClock(parse(newest.latest.timestamp) + newest.lagSeconds * SECOND);
     }
-    for (const { name, intervalSeconds, latest } of tickers) {
+    for (const { name, intervalSeconds, latest, fillingTo } of tickers) {
       const interval = intervalSeconds * SECOND;
       const known = this.known.get(name);
-      if (known) known.interval = interval;
-      else this.known.set(name, { name, interval, latest: null, before: {}, gap: null, near: null });
+      if (known) [known.interval, known.fillingTo] = [interval, fillingTo];
+      else this.known.set(name, { name, interval, latest: null, before: {}, fillingTo, gap: null, near: null });
       if (latest) this.note(latest);
     }
   }

@@ -5,7 +5,7 @@ import { changeBetween, grouped } from "../text/decimal";
 import { breakable, element, setNumbers, setText, unseen } from "../text/elements";
 import { duration, localInstant, parse, utc } from "../text/time";
 
-const SOURCE_MARKS = { SCHEDULED: null, REQUESTED: "requested", BACKFILLED: "backfilled" };
+const SOURCE_MARKS = { SCHEDULED: null, REQUESTED: "requested", RECOVERED: "recovered", BACKFILLED: "backfilled" };
 const ARROWS = { up: "▲", down: "▼", none: "=" };
 const FLASH = 250;
 

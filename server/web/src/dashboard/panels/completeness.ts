@@ -10,9 +10,9 @@ import { localInstant, parse, print, utc } from "../text/time";
 
 const MAX_LISTED = 100;
 
-const TOO_MANY = "The period is too long to tell observed and backfilled prices apart.";
+const TOO_MANY = "The period is too long to tell observed and recovered prices apart.";
 
-type Share = [kind: "observed" | "backfilled" | "unsourced" | "missing", name: string, size: number];
+type Share = [kind: "observed" | "recovered" | "backfilled" | "unsourced" | "missing", name: string, size: number];
 
 const count = new Intl.NumberFormat("en-US");
 
@@ -29,7 +29,8 @@ export class Completeness {
     root.append(element("div", { class: "completeness-head" }, this.headline, this.words), this.shares, this.kinds, this.gaps);
   }
 
-  show(history: History): void {
+  /** `fillingTo`: how far back the history is being filled. */
+  show(history: History, fillingTo: string | null): void {
     const { beginning, coverage, counted: period, sourced } = history;
     if (!coverage || !period) {
       setText(this.headline, "");
@@ -44,18 +45,23 @@ export class Completeness {
     setText(this.headline, expected === 0 ? "" : percentOf(present, expected));
     const isWithin = typeof beginning === "number" && beginning > period.from;
     const rule = isWithin ? ` Collected since ${localInstant(beginning)}; nothing is expected before.` : "";
-    setText(this.words, inWords(expected, missing) + rule);
+    const filling = fillingTo ? ` The history is being filled back to ${localInstant(parse(fillingTo))}.` : "";
+    setText(this.words, inWords(expected, missing) + rule + filling);
     const [from, to] = [print(period.from), print(period.to - history.grid)];
     const ended = sourced?.filter(({ timestamp }) => from <= timestamp && timestamp <= to);
     const kinds = ended && countBySource(ended);
-    const observed = Math.min(kinds?.SCHEDULED ?? present, present);
+    const recovered = Math.min(kinds?.RECOVERED ?? 0, coverage.observed);
     const stored: Share[] = kinds
-      ? [["observed", "observed", observed], ["backfilled", "backfilled", present - observed]]
-      : [["unsourced", "observed or backfilled", present]];
+      ? [
+          ["observed", "observed", coverage.observed - recovered],
+          ["recovered", "recovered", recovered],
+        ]
+      : [["unsourced", "observed or recovered", coverage.observed]];
+    stored.push(["backfilled", "backfilled", coverage.averaged]);
     this.drawShares([...stored, ["missing", "missing", missing]], expected);
     const since = isWithin ? beginning : period.from;
     const slots = `Ended slots from ${localInstant(since)} to ${localInstant(period.to)}.`;
-    setText(this.kinds, `${slots} ${kinds ? sourcesInWords(kinds, present - observed) : history.sources === null ? TOO_MANY : ""}`);
+    setText(this.kinds, `${slots} ${kinds ? sourcesInWords(kinds, recovered, coverage.averaged) : history.sources === null ? TOO_MANY : ""}`);
     this.kinds.hidden = expected === 0 && ended?.length === 0;
     this.shares.hidden = expected === 0;
     this.list(coverage.gaps);
@@ -104,13 +110,19 @@ function gapItem(gap: Gap): HTMLElement {
 }
 
 /** Rows from before a ticker was first collected appear in the chart, but nothing was expected then. */
-function sourcesInWords({ SCHEDULED, BACKFILLED, REQUESTED }: Record<Source, number>, backfilled: number): string {
+function sourcesInWords(
+  { SCHEDULED, RECOVERED, BACKFILLED, REQUESTED }: Record<Source, number>,
+  recovered: number,
+  backfilled: number,
+): string {
   const earlier = Math.max(0, BACKFILLED - backfilled);
+  const recoveredEarlier = Math.max(0, RECOVERED - recovered);
   const uncounted = [
     ...(earlier ? [`${count.format(earlier)} backfilled from before it was first collected`] : []),
+    ...(recoveredEarlier ? [`${count.format(recoveredEarlier)} recovered from before it was first collected`] : []),
     ...(REQUESTED ? [`${count.format(REQUESTED)} requested`] : []),
   ];
-  const counted = `${count.format(SCHEDULED)} observed, ${count.format(backfilled)} backfilled.`;
+  const counted = `${count.format(SCHEDULED)} observed, ${count.format(recovered)} recovered, ${count.format(backfilled)} backfilled.`;
   return uncounted.length === 0 ? counted : `${counted} Not counted: ${uncounted.join(", ")}.`;
 }
 

@@ -9,14 +9,7 @@ from statistics import median_low
 from shared.storage.missed_slots import MissingRun
 from shared.storage.prices import Price, PriceSource
 from worker.exchange.http import ChartPoint
-
-
-def slots_between(run: MissingRun, after: datetime, until: datetime) -> MissingRun | None:
-    """The slots of the run in (after, until]."""
-    skipped = max((after - run.first) // run.interval + 1, 0)
-    kept = (until - run.first) // run.interval + 1
-    first, end = run.first + skipped * run.interval, min(run.end, run.first + kept * run.interval)
-    return MissingRun(first, end, run.interval) if first < end else None
+from worker.exchange.runs import slots_between
 
 
 def slots_inside(run: MissingRun, points: Sequence[ChartPoint]) -> MissingRun | None:

@@ -2,24 +2,23 @@
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
 
 import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.grid import slot_of
 from shared.storage.missed_slots import MissingRun
 from shared.storage.prices import Price, PriceSource
-from tests.unit.replies import reply, settings_for
-from worker.context import Worker
+from tests.unit.replies import reply, settings_for, unspaced
+from worker.exchange.chart import NO_POINT, RANGES, Chart
+from worker.exchange.chart_matching import match_chart
 from worker.exchange.http import ChartPoint, create_http
-from worker.jobs.chart_matching import match_chart
-from worker.jobs.healing import RANGES, _fill
+from worker.exchange.source import Known
 
 START = datetime(2026, 10, 8, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
-UNUSED: Any = None
 
 
 def at(seconds: float) -> datetime:
@@ -119,10 +118,11 @@ async def ranges_asked(*ages: timedelta) -> list[str]:
         asked.append(request.url.params["range"])
         return httpx.Response(200, content=reply("[]"))
 
-    runs = [MissingRun(START - age, START - age + MINUTE, MINUTE) for age in ages]
+    now = datetime.now(UTC)
+    runs = [MissingRun(now - age, now - age + MINUTE, MINUTE) for age in ages]
     async with create_http(settings_for(), httpx.MockTransport(answer)) as http:
-        worker = Worker(settings_for(), UNUSED, UNUSED, http, name="unit:1")
-        assert await _fill(worker, "btc_usd", runs, START) == ([], [])
+        chart = Chart(http, unspaced(http))
+        assert [known async for known in chart.recall("btc_usd", runs) if known.prices or known.empty] == []
     return asked
 
 
@@ -154,3 +154,23 @@ async def test_without_missing_slots_no_chart_is_requested() -> None:
 
 def test_each_range_reaches_further_than_the_one_before() -> None:
     assert list(RANGES.values()) == sorted(RANGES.values())
+
+
+async def test_a_chart_that_is_coarser_than_the_grid_answers_nothing_and_is_not_requested_again() -> None:
+    hour, now = timedelta(hours=1), slot_of(datetime.now(UTC), timedelta(hours=1))
+    points = ",".join(f"[{(now - n * hour).timestamp() * 1000:.0f},1.5]" for n in range(700, -1, -1))
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200, content=reply(f"[{points}]"))
+
+    missing = MissingRun(now - 100 * hour, now - 98 * hour, MINUTE)
+    async with create_http(settings_for(), httpx.MockTransport(answer)) as http:
+        chart = Chart(http, unspaced(http))
+        for _ in range(2):
+            assert [known async for known in chart.recall("btc_usd", [missing])] == [Known([], [missing], NO_POINT)]
+        assert len(asked) == 1
+        on_the_hour = MissingRun(missing.first, missing.end, hour)
+        [known] = [known async for known in chart.recall("btc_usd", [on_the_hour])]
+    assert [price.timestamp for price in known.prices] == [missing.first, missing.first + hour]
