@@ -47,6 +47,8 @@ async def run(settings: Settings) -> None:
             logger.info("prices older than %d days are dropped, their candles stay", settings.retention_days)
         await claim_at_start(worker)
         background = [report(worker), conduct(worker), move_released_jobs(worker), check_tickers(worker)]
+        if settings.streams:
+            background.append(worker.stream.run())
         if settings.metrics_port:
             background.append(serve_metrics(settings, worker.metrics.registry))
         async with asyncio.TaskGroup() as group:  # if one of them fails, the process ends, and is started again

@@ -19,6 +19,7 @@ from shared.storage.database import Pool
 from shared.storage.schedules import insert_schedules
 from worker.clock import Clock
 from worker.exchange.http import CONCURRENCY
+from worker.exchange.stream import Stream
 from worker.metrics import Metrics
 
 REQUEUE_SECONDS = 18.0
@@ -44,9 +45,12 @@ class Worker:
     unknown_indices: dict[str, list[str]] = field(default_factory=dict)
     "Tickers that the exchange does not have, each with the names nearest to it; see exchange/index_check.py."
     metrics: Metrics = field(init=False)
+    stream: Stream = field(init=False)
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.settings.tickers, self.pool, self.clock)
+        self.stream = Stream(self.settings, self.clock.now)
+        self.metrics.registry.register(self.stream)
 
     @property
     def first_slot(self) -> datetime:

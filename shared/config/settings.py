@@ -4,6 +4,7 @@ A field's description says what is accepted, with its bounds as `{ge}` and `{le}
 """
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -40,6 +41,12 @@ class Settings(BaseSettings):
     deribit_base_url: Annotated[str, AfterValidator(values.parse_exchange_url)] = Field(
         default="https://www.deribit.com/api/v2",
         description="an http(s) URL such as https://www.deribit.com/api/v2",
+    )
+    stream: Annotated[Literal["auto", "1", "0"], BeforeValidator(values.lower)] = Field(
+        default="auto", description="1, 0 or auto, which is 1 if FETCH_INTERVAL_SECONDS is below 10"
+    )
+    deribit_stream_url: Annotated[str, AfterValidator(values.parse_stream_url)] | None = Field(
+        default=None, description="a ws(s) URL such as wss://www.deribit.com/ws/api/v2"
     )
     tickers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(values.parse_tickers)] = Field(
         default=("btc_usd", "eth_usd"), description="comma-separated index names such as btc_usd,eth_usd"
@@ -97,6 +104,19 @@ class Settings(BaseSettings):
         if value is not None:
             split_tokens(value)
         return value
+
+    @property
+    def streams(self) -> bool:
+        """Whether slots are observed through the exchange's stream."""
+        return self.stream == "1" or (self.stream == "auto" and self.fetch_interval_seconds < 10)
+
+    @property
+    def stream_url(self) -> str:
+        if self.deribit_stream_url is not None:
+            return self.deribit_stream_url
+        base = urlsplit(self.deribit_base_url)
+        host = "www.deribit.com" if base.netloc == "deribit.com" else base.netloc  # a socket follows no redirect
+        return f"{'ws' if base.scheme == 'http' else 'wss'}://{host}/ws/api/v2"
 
     @property
     def has_token(self) -> bool:

@@ -100,7 +100,7 @@ async def get_index_price(
     if not isinstance(result, dict) or "index_price" not in result:
         raise DeribitError("BAD_REPLY", "result without index_price", retry=Retry.BACKOFF)
     # Never estimated_delivery_price, because before an expiry it is a running average.
-    return Observation(ticker, _price(result["index_price"]), observed_at, _is_testnet(http, envelope))
+    return Observation(ticker, parse_price(result["index_price"]), observed_at, _is_testnet(http, envelope))
 
 
 async def get_index_chart(http: httpx.AsyncClient, ticker: str, chart_range: str) -> list[ChartPoint]:
@@ -135,11 +135,11 @@ async def get_index_names(http: httpx.AsyncClient) -> list[str]:
 def _point(entry: object, testnet: bool) -> ChartPoint:
     match entry:
         case [int(milliseconds), price] if not isinstance(milliseconds, bool):
-            return ChartPoint(_instant(milliseconds * 1000), _price(price), testnet)
+            return ChartPoint(parse_instant(milliseconds * 1000), parse_price(price), testnet)
     raise DeribitError("BAD_REPLY", "chart point is not [ms, price]", retry=Retry.BACKOFF)
 
 
-def _price(value: object) -> Decimal:
+def parse_price(value: object) -> Decimal:
     """A positive finite decimal. Anything else raises `DeribitError` and is REJECTED_VALUE in the history."""
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         raise _rejected("BAD_PRICE", "price is not a number")
@@ -164,11 +164,11 @@ def _clock(envelope: Mapping[str, Any], now: Callable[[], datetime]) -> datetime
             microseconds = envelope[name]
             if not isinstance(microseconds, int) or isinstance(microseconds, bool):
                 raise DeribitError("BAD_REPLY", f"{name} is not an integer", retry=Retry.BACKOFF)
-            return _instant(microseconds)
+            return parse_instant(microseconds)
     return now()
 
 
-def _instant(microseconds: int) -> datetime:
+def parse_instant(microseconds: int) -> datetime:
     try:
         return from_microseconds(microseconds)
     except OverflowError:

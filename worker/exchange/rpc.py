@@ -99,7 +99,7 @@ def _follow(http: httpx.AsyncClient, response: httpx.Response) -> httpx.Request:
 
 def _envelope(response: httpx.Response, content: bytes) -> dict[str, Any]:
     try:
-        # Decimals from the text, because a float loses digits. `_price` refuses NaN and infinity.
+        # Decimals from the text, because a float loses digits. `parse_price` refuses NaN and infinity.
         body = json.loads(content, parse_float=Decimal, parse_constant=Decimal)
     except (ValueError, ArithmeticError, RecursionError):
         raise status_error(response) from None

@@ -1,4 +1,4 @@
-"""A simulated exchange that speaks Deribit's JSON-RPC over HTTP, for `make demo` and the tests.
+"""A simulated exchange that speaks Deribit's JSON-RPC over HTTP and WebSocket, for `make demo` and the tests.
 
     python -m worker.simulator --host 127.0.0.1 --port 9000 [--seed 1]
 
@@ -12,6 +12,7 @@ start of its interval, and the reason given for a bad `range`.
 | `PUT /simulator/faults/{ticker}` | `{"kind": …, "count": n or null, "seconds": s, "methods": […]}`; `*` for all |
 | `DELETE /simulator/faults/{ticker}`, `GET /simulator/faults` | removes; lists, with all kinds and their meanings |
 | `PUT`, `GET /simulator/clock` | `{"offset_seconds": x}`: how far the exchange's clock runs ahead of the real one |
+| `PUT`, `GET /simulator/stream` | the WebSocket side, at `/ws/api/v2`: see stream.py |
 | `GET`, `DELETE /simulator/requests` | `{method: {ticker: count}}` since the start; resets them |
 | `GET /simulator/given?ticker=…&since_us=…` | the last 100,000 prices sent, oldest first; both parameters optional |
 """
@@ -27,12 +28,13 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 
 from worker.simulator import faults
 from worker.simulator.faults import Fault, Faults, SwitchError
 from worker.simulator.prices import CHART_RANGES, EPOCH, KNOWN_TICKERS, chart_points, delivery_price, spot_price
 from worker.simulator.protocol import Params, RpcError, json_response, read_call, read_choice, read_index_name, refuse
+from worker.simulator.stream import Stream
 
 MAX_GIVEN: Final = 100_000
 MAX_OFFSET_SECONDS: Final = 10 * 365 * 86_400
@@ -45,6 +47,7 @@ class Simulator:
         self.seed = seed
         self.offset_seconds = 0.0
         self.faults = Faults()
+        self.stream = Stream(self)
         self.requests: Counter[tuple[str, str]] = Counter()
         self.given: deque[dict[str, Any]] = deque(maxlen=MAX_GIVEN)
 
@@ -165,6 +168,8 @@ def create_app(seed: int = 1) -> Starlette:
         routes=[
             Route("/api/v2", simulator.answer_rpc, methods=["POST"]),
             Route("/api/v2/{path:path}", simulator.answer_rpc, methods=["GET", "POST"]),
+            WebSocketRoute("/ws/api/v2", simulator.stream.serve),
+            Route("/simulator/stream", simulator.stream.switch, methods=["GET", "PUT"]),
             Route("/simulator/faults", simulator.list_faults, methods=["GET"]),
             Route("/simulator/faults/{ticker}", simulator.switch_fault, methods=["PUT", "DELETE"]),
             Route("/simulator/clock", simulator.switch_clock, methods=["GET", "PUT"]),
