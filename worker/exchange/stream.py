@@ -139,7 +139,7 @@ class Stream(Collector):
         )
 
     def _live(self) -> list[Connection]:
-        return [connection for connection in self._connections.values() if not connection.reading.done()]
+        return [connection for connection in list(self._connections.values()) if not connection.reading.done()]
 
     def _has(self, ticker: str) -> bool:
         return any(ticker in connection.tickers for connection in self._live())
