@@ -5,6 +5,7 @@ before the old one is closed. So a socket that is cut, as the exchange does now 
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections import Counter
@@ -14,12 +15,12 @@ from typing import Any
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from shared.config.outbound import socket_options
 from shared.config.settings import Settings
 from shared.errors import describe
-from shared.telemetry.metrics import counter, gauge
+from shared.telemetry.metrics import Labels, counter, gauge
 from worker.exchange.errors import DeribitError, printable
 from worker.exchange.http import Observation
 from worker.exchange.sockets.connection import SILENT_SECONDS, Connection
@@ -34,7 +35,7 @@ LIFE_SECONDS = 600.0
 CALL_SPACING_SECONDS = 0.35
 "Between two calls that subscribe: the exchange takes 3.3 a second."
 
-ASK_AGAIN_SECONDS = 60.0
+ASK_AGAIN_SECONDS = 30.0
 "For the indices that the exchange did not acknowledge."
 
 CHECK_SECONDS = 0.5
@@ -44,7 +45,6 @@ WELL_SECONDS = 1.0
 
 CAUSES = CLOSED, REFUSED, SILENT, LAGGING, AGED = ("closed", "refused", "silent", "lagging", "aged")
 MESSAGES = ("used", "repeated", "lagging", "unreadable")
-SOURCES = ("stream", "http")
 
 
 class Stream(Collector):
@@ -61,7 +61,7 @@ class Stream(Collector):
         self._is_maintained = False
         self._not_streamed: set[str] = set()
         self._calling, self._next_call = asyncio.Lock(), 0.0
-        self.slots = Counter(dict.fromkeys(SOURCES, 0))
+        self.slots = Counter(stream=0, http=0)
         self._messages = Counter(dict.fromkeys(MESSAGES, 0))
         self._replaced = Counter(dict.fromkeys(CAUSES, 0))
 
@@ -72,11 +72,13 @@ class Stream(Collector):
                 group.create_task(self._keep(number))
 
     async def observe(self, ticker: str, slot: datetime, interval: timedelta) -> Observation | None:
-        """The first message whose own time is in the slot. `None`: ask over HTTP, at once or since none came."""
+        """The first message whose own time is in the slot, awaited while it is due. `None`: ask over HTTP."""
         feed = self._feeds.get(ticker)
-        if feed is None:
-            return None
-        return await feed.first_in(slot, interval, self._now, lambda: self._has(ticker))
+        return await feed.first_in(slot, interval, self._now, lambda: self._has(ticker)) if feed else None
+
+    def has(self, ticker: str, slot: datetime, interval: timedelta) -> bool:
+        """Whether a message of the slot has come."""
+        return ticker in self._feeds and self._feeds[ticker].find(slot, interval) is not None
 
     def state_of(self, ticker: str) -> str | None:
         """What the exchange says of the index, if it is not in operation."""
@@ -101,7 +103,7 @@ class Stream(Collector):
                 self._is_maintained = is_maintained
             case {"price_index": str(ticker), "locked": True} if ticker in self._feeds:
                 reasons = state.get("reasons")
-                told = ", ".join(filter(None, map(printable, reasons if isinstance(reasons, list) else [])))
+                told = ", ".join(filter(None, map(printable, reasons[:3] if isinstance(reasons, list) else [])))
                 self._locked[ticker] = f"INDEX_LOCKED: the exchange has locked this index{told and ': '}{told}"
             case {"price_index": str(ticker), "locked": False}:
                 self._locked.pop(ticker, None)
@@ -112,37 +114,30 @@ class Stream(Collector):
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""
         now = self._now()
-        yield gauge("stream_sockets", "Sockets that carry prices.", [], {(): float(len(self._live()))})
-        yield counter(
-            "stream_messages",
-            "Prices from the stream: used, repeated (by the other socket), lagging (not of now), unreadable.",
-            ["outcome"],
-            {(outcome,): count for outcome, count in self._messages.items()},
-        )
+        yield gauge("stream_sockets", "Sockets that carry prices.", [], {(): len(self._live())})
+        ages: dict[Labels, float] = {
+            (name,): (now - feed.newest).total_seconds() for name, feed in self._feeds.items() if feed.has_messages
+        }
         yield gauge(
-            "stream_age_seconds",
-            "How old the newest price of the stream is, by the exchange's clock.",
-            ["ticker"],
-            {(t,): (now - feed.newest).total_seconds() for t, feed in self._feeds.items() if feed.has_messages},
+            "stream_age_seconds", "How old the stream's newest price is, by the exchange's clock.", ["ticker"], ages
         )
-        yield counter(
-            "slots_observed",
-            "Observations of slots, by where they came from.",
-            ["source"],
-            {(source,): count for source, count in self.slots.items()},
-        )
-        yield counter(
-            "stream_reconnects",
-            "Sockets replaced, and attempts that failed, by cause.",
-            ["cause"],
-            {(cause,): count for cause, count in self._replaced.items()},
-        )
+        for name, documentation, label, counts in (
+            ("slots_observed", "Observations of slots, by where they came from: stream or http.", "source", self.slots),
+            (
+                "stream_messages",
+                "Prices from the stream: used, repeated (by the other socket), lagging (not of now), unreadable.",
+                "outcome",
+                self._messages,
+            ),
+            ("stream_reconnects", "Sockets replaced, and attempts that failed, by cause.", "cause", self._replaced),
+        ):
+            yield counter(name, documentation, [label], {(value,): count for value, count in counts.items()})
 
     def _live(self) -> list[Connection]:
         return [connection for connection in list(self._connections.values()) if not connection.reading.done()]
 
     def _has(self, ticker: str) -> bool:
-        return any(ticker in connection.tickers for connection in self._live())
+        return any(connection.has(ticker) for connection in self._live())
 
     async def _keep(self, number: int) -> None:
         """Open a socket, and before it is closed the next one, again and again."""
@@ -156,9 +151,11 @@ class Stream(Collector):
                 except (OSError, WebSocketException, DeribitError) as error:
                     cause, why = REFUSED, describe(error)
                 else:
-                    await self._close(number)
+                    old = self._connections.get(number)
                     self._connections[number] = connection
-                    logger.info("stream socket %d carries %d indices", number + 1, len(connection.tickers))
+                    if old:
+                        await old.close()
+                    logger.info("stream socket %d carries %d indices", number + 1, connection.count)
                     cause, why = await self._watch(connection, life)
                     life = LIFE_SECONDS
                     if connection.was_well_for(WELL_SECONDS):
@@ -173,17 +170,13 @@ class Stream(Collector):
                 reported = why
                 await asyncio.sleep(pause)
         finally:
-            await self._close(number)
-
-    async def _close(self, number: int) -> None:
-        if number in self._connections:
-            await self._connections.pop(number).close()
+            if number in self._connections:
+                await self._connections.pop(number).close()
 
     async def _open(self) -> Connection:
         """A socket whose subscription is acknowledged. Raises `OSError`, `WebSocketException` or `DeribitError`."""
         connection = await Connection.open(self._url, self._options, self)
         try:
-            await connection.ask_for_heartbeats()
             self._note_not_streamed(await connection.subscribe(list(self._feeds), self._turn))
         except BaseException:
             await connection.close()
@@ -195,6 +188,8 @@ class Stream(Collector):
         """Until the socket must be replaced. Returns the cause, and what happened."""
         loop = asyncio.get_running_loop()
         old_at, ask_again_at = loop.time() + life, loop.time() + ASK_AGAIN_SECONDS
+        with contextlib.suppress(ConnectionClosed):
+            await connection.ask_for_heartbeats(self._turn)
         while not (await asyncio.wait({connection.reading}, timeout=CHECK_SECONDS))[0]:
             for ticker, is_lagging in connection.silent(SILENT_SECONDS):
                 if is_lagging:
@@ -203,9 +198,8 @@ class Stream(Collector):
                     return SILENT, f"{ticker}: no price for {SILENT_SECONDS:g} s"
             if loop.time() >= old_at:
                 return AGED, ""
-            missing = sorted(set(self._feeds) - connection.tickers)
-            if missing and loop.time() >= ask_again_at:
-                ask_again_at += ASK_AGAIN_SECONDS
+            if loop.time() >= ask_again_at and (missing := [name for name in self._feeds if not connection.has(name)]):
+                ask_again_at = loop.time() + ASK_AGAIN_SECONDS
                 try:
                     self._note_not_streamed(await connection.subscribe(missing, self._turn))
                 except (OSError, WebSocketException, DeribitError) as error:

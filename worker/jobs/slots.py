@@ -69,9 +69,12 @@ async def _fetch(worker: Worker, slot: int, interval: int, tickers: Sequence[str
     begin, length = _instant(slot), timedelta(seconds=interval)
     bind_contextvars(slot=begin.isoformat())
     if _is_over(worker, slot, interval):
-        # The worker was paused or delayed. A price observed now belongs to another slot, so healing fills this one.
-        logger.warning("slot %s is over, left to healing", begin.isoformat())
-        return
+        # The worker was paused or delayed. A price observed now belongs to another slot, so healing fills this one,
+        # unless the stream's price came in time.
+        wanted = [ticker for ticker in wanted if worker.stream.has(ticker, begin, length)]
+        if not wanted:
+            logger.warning("slot %s is over, left to healing", begin.isoformat())
+            return
 
     async def observe(ticker: str) -> Price:
         observation = await get_index_price(worker.http, ticker, worker.clock.now)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from shared.grid import slot_of
 from shared.queue.fetches import enqueue_fetch_prices
 from shared.storage.missed_slots import GapReason
 from shared.storage.prices import Price, PriceSource
@@ -36,6 +37,18 @@ async def test_a_slot_is_stored_as_the_stream_gave_it_and_http_has_the_rest(
     ]
     assert simulator.requests == {("get_index_price", "eth_usd"): 1}
     assert worker.stream.slots == {"stream": 1, "http": 1}
+
+
+async def test_a_slot_that_is_over_still_gets_the_streams_price(
+    worker: Worker, simulator: Simulator, ctx: dict[str, Any]
+) -> None:
+    """Such as after a pause of the worker. HTTP would give the price of another slot."""
+    now = worker.clock.now()
+    second = slot_of(now, timedelta(seconds=1)) - timedelta(seconds=1)
+    worker.stream.receive(Observation("btc_usd", Decimal("91234.56"), second, testnet=False))
+    await fetch_slot(ctx, round(second.timestamp()), 1, ["btc_usd", "eth_usd"])
+    assert [(price.ticker, price.timestamp) for price in await select_all_prices(worker.pool)] == [("btc_usd", second)]
+    assert simulator.requests == {}
 
 
 async def test_a_requested_price_is_always_asked_for_over_http(

@@ -78,10 +78,14 @@ class Connection:
         )
         return cls(socket, url, receiver)
 
+    def has(self, ticker: str) -> bool:
+        """Whether the exchange has acknowledged the index."""
+        return ticker in self._heard_at
+
     @property
-    def tickers(self) -> set[str]:
-        """The indices that the exchange has acknowledged; none when the socket has ended."""
-        return set() if self.reading.done() else set(self._heard_at)
+    def count(self) -> int:
+        """Of the indices acknowledged."""
+        return len(self._heard_at)
 
     async def subscribe(self, tickers: Sequence[str], turn: Callable[[], Awaitable[None]]) -> set[str]:
         """Returns the tickers that the exchange did not acknowledge. `turn`: waits before each call.
@@ -99,9 +103,10 @@ class Connection:
             self._unheard.update(taken)
         return set(tickers) - set(self._heard_at)
 
-    async def ask_for_heartbeats(self) -> None:
-        """Raises as `subscribe` does."""
-        await self._call("public/set_heartbeat", {"interval": _HEARTBEAT_SECONDS})
+    async def ask_for_heartbeats(self, turn: Callable[[], Awaitable[None]]) -> None:
+        """Without waiting for the answer, because prices come without them. Raises `ConnectionClosed`."""
+        await turn()
+        await self._send(next(self._ids), "public/set_heartbeat", {"interval": _HEARTBEAT_SECONDS})
 
     def silent(self, silent_for: float) -> list[tuple[str, bool]]:
         """The indices without a usable message for so long, each with whether it had messages of another time."""
@@ -171,7 +176,7 @@ class Connection:
 
     def _take_price(self, ticker: str, data: Mapping[str, Any]) -> None:
         milliseconds = data.get("timestamp")
-        if ticker not in self._asked or data.get("index_name") != ticker or type(milliseconds) is not int:
+        if ticker not in self._asked or data.get("index_name", ticker) != ticker or type(milliseconds) is not int:
             self._receiver.note_unreadable()
             return
         observation = Observation(
