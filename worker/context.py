@@ -49,7 +49,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.settings.tickers, self.pool, self.clock)
-        self.stream = Stream(self.settings, self.clock.now)
+        self.stream = Stream(self.settings, self.redis, self.clock.now)
         self.metrics.registry.register(self.stream)
 
     @property

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from arq.connections import ArqRedis
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+from redis.exceptions import RedisError
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from shared.config.outbound import socket_options
@@ -32,8 +34,10 @@ SOCKETS = 2
 LIFE_SECONDS = 600.0
 "The exchange cuts a connection after 15 minutes."
 
-CALL_SPACING_SECONDS = 0.35
-"Between two calls that subscribe: the exchange takes 3.3 a second."
+CALL_SPACING_MS = 350
+"Between two calls that subscribe: the exchange takes 3.3 a second from an address."
+TURN, TURN_SECONDS = "stream:turn", 5.0
+"Redis's key, and how long a call waits for its turn."
 
 ASK_AGAIN_SECONDS = 30.0
 "For the indices that the exchange did not acknowledge."
@@ -50,17 +54,18 @@ MESSAGES = ("used", "repeated", "lagging", "unreadable")
 class Stream(Collector):
     """One per worker. It observes nothing until `run` runs."""
 
-    def __init__(self, settings: Settings, now: Callable[[], datetime]) -> None:
+    def __init__(self, settings: Settings, redis: ArqRedis, now: Callable[[], datetime]) -> None:
         """`now`: our clock. Raises `SettingsError` if a proxy or certificates cannot be used."""
         self._url = settings.stream_url
         self._options = socket_options(self._url) if settings.streams else {}
+        self._redis = redis
         self._now = now
         self._feeds = {ticker: Feed(ticker) for ticker in settings.tickers}
         self._connections: dict[int, Connection] = {}
         self._locked: dict[str, str] = {}
         self._is_maintained = False
         self._not_streamed: set[str] = set()
-        self._calling, self._next_call = asyncio.Lock(), 0.0
+        self._calling = asyncio.Lock()
         self.slots = Counter(stream=0, http=0)
         self._messages = Counter(dict.fromkeys(MESSAGES, 0))
         self._replaced = Counter(dict.fromkeys(CAUSES, 0))
@@ -207,10 +212,14 @@ class Stream(Collector):
         return CLOSED, connection.reading.result()
 
     async def _turn(self) -> None:
-        """Space the calls that subscribe."""
+        """Space the calls that subscribe, over all workers; without Redis, over this worker."""
         async with self._calling:
-            await asyncio.sleep(self._next_call - asyncio.get_running_loop().time())
-            self._next_call = asyncio.get_running_loop().time() + CALL_SPACING_SECONDS
+            try:
+                async with asyncio.timeout(TURN_SECONDS):
+                    while not await self._redis.set(TURN, 1, nx=True, px=CALL_SPACING_MS):  # noqa: ASYNC110 # its key expires
+                        await asyncio.sleep(CALL_SPACING_MS / 10_000)
+            except (RedisError, OSError):
+                await asyncio.sleep(CALL_SPACING_MS / 1000)
 
     def _note_not_streamed(self, missing: set[str]) -> None:
         """Report once each index that the exchange did not acknowledge: it says nothing of an unknown one."""

@@ -1,5 +1,7 @@
 """A slot's price from the stream; HTTP has what the stream does not give."""
 
+import asyncio
+import time
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -14,6 +16,7 @@ from tests.integration.examples import select_all_missed_slots, select_all_price
 from tests.integration.jobs.test_slots import arguments_of, given_prices, running_slot
 from worker.context import Worker
 from worker.exchange.http import Observation
+from worker.exchange.stream import CALL_SPACING_MS, Stream
 from worker.jobs.requested import fetch_prices
 from worker.jobs.slots import fetch_slot
 from worker.simulator.app import Simulator
@@ -59,6 +62,13 @@ async def test_a_requested_price_is_always_asked_for_over_http(
     await fetch_prices(ctx | {"job_id": job.id}, ["btc_usd"])
     assert [price.source for price in await select_all_prices(worker.pool)] == [PriceSource.REQUESTED]
     assert simulator.requests == {("get_index_price", "btc_usd"): 1}
+
+
+async def test_the_subscriptions_of_all_workers_are_spaced(worker: Worker) -> None:
+    streams = [worker.stream, Stream(worker.settings, worker.redis, worker.clock.now)]
+    began = time.monotonic()
+    await asyncio.gather(*(stream._turn() for stream in streams * 2))
+    assert time.monotonic() - began > 3 * CALL_SPACING_MS / 1000 - 0.01
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from arq.connections import ArqRedis
 
 from shared.local.servers import free_port
 from tests.unit.replies import settings_for
@@ -67,11 +68,13 @@ async def exchange(_exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> Asyn
 
 @pytest.fixture
 async def run(exchange: Exchange) -> AsyncIterator[Callable[..., Stream]]:
+    """On a Redis that is unavailable, which spaces the calls of several workers."""
     tasks: list[asyncio.Task[None]] = []
+    redis = ArqRedis(port=1)
 
     def start(tickers: tuple[str, ...] = TICKERS) -> Stream:
         settings = settings_for(f"{exchange.url}/api/v2", tickers=",".join(tickers), fetch_interval_seconds=1)
-        stream = Stream(settings, lambda: datetime.now(UTC))
+        stream = Stream(settings, redis, lambda: datetime.now(UTC))
         tasks.append(asyncio.create_task(stream.run()))
         return stream
 
@@ -79,6 +82,7 @@ async def run(exchange: Exchange) -> AsyncIterator[Callable[..., Stream]]:
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
+    await redis.aclose()
 
 
 def values(stream: Stream, name: str) -> dict[str, float]:
@@ -253,6 +257,6 @@ async def test_many_indices_are_subscribed_in_calls_that_the_exchange_takes(run:
 
 
 async def test_a_price_is_never_a_float() -> None:
-    stream = Stream(settings_for(fetch_interval_seconds=1), lambda: datetime.now(UTC))
+    stream = Stream(settings_for(fetch_interval_seconds=1), ArqRedis(), lambda: datetime.now(UTC))
     assert stream.receive(Observation("btc_usd", Decimal("1.10"), datetime.now(UTC), False))
     assert str((await stream.observe("btc_usd", datetime.now(UTC) - SECOND, 2 * SECOND)).price) == "1.10"  # type: ignore[union-attr]
