@@ -54,6 +54,8 @@ async def run(settings: Settings) -> None:
             check_tickers(worker),
             fill_histories(worker),
         ]
+        if settings.streams:
+            background.append(worker.stream.run())
         if settings.metrics_port:
             background.append(serve_metrics(settings, worker.metrics.registry))
         async with asyncio.TaskGroup() as group:  # if one of them fails, the process ends, and is started again

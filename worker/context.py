@@ -21,6 +21,7 @@ from worker.exchange.background import Background
 from worker.exchange.chart import Chart
 from worker.exchange.http import CONCURRENCY, HttpPrices
 from worker.exchange.source import Live, Past
+from worker.exchange.stream import Stream
 from worker.exchange.trades import Trades
 from worker.metrics import Metrics
 
@@ -48,6 +49,7 @@ class Worker:
     metrics: Metrics = field(init=False)
     background: Background = field(init=False)
     live: Live = field(init=False)
+    stream: Stream = field(init=False)
     past: tuple[Past, ...] = field(init=False)
     "In the order in which they are asked: the better source first. Only the last one's prices are averages."
 
@@ -57,6 +59,8 @@ class Worker:
         self.live = HttpPrices(self.http, self.clock.now)
         trades = Trades(self.http, self.settings.history_url, self.background, self.clock.now)
         self.past = (trades, Chart(self.http, self.background, self.clock.now))
+        self.stream = Stream(self.settings, self.redis, self.clock.now)
+        self.metrics.registry.register(self.stream)
 
     @property
     def first_slot(self) -> datetime:

@@ -1,4 +1,4 @@
-"""How to reach a server over HTTP: through the proxy that the environment names, with the certificates it names.
+"""How to reach a server over HTTP or WebSocket: through the proxy and with the certificates that the environment names.
 
 Not httpx's own reading of these variables: it asks the proxy for loopback too, and fails on networks and IPv6 addresses
 in NO_PROXY. Variables in small letters win, as with curl.
@@ -35,6 +35,19 @@ def client_options(url: str, name: str = "DERIBIT_BASE_URL") -> dict[str, Any]:
     if is_local(url) and url.startswith("http:"):
         return {"trust_env": False, "verify": False}
     return {"trust_env": False, "verify": _certificates(), "proxy": proxy_for(url)}
+
+
+def socket_options(url: str) -> dict[str, Any]:
+    """For a client of `websockets` whose only server is that of `url`. Raises `SettingsError`, as `client_options`."""
+    proxy = proxy_for(url)
+    if proxy is not None:  # the proxy resolves the name, as with httpx
+        proxy = proxy.replace("socks5:", "socks5h:", 1)
+    options: dict[str, Any] = {"proxy": proxy}
+    if url.startswith("wss:"):
+        options["ssl"] = _certificates()
+    if proxy is not None and proxy.startswith("https:"):
+        options["proxy_ssl"] = _certificates()
+    return options
 
 
 def proxy_for(url: str) -> str | None:

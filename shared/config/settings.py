@@ -48,6 +48,12 @@ class Settings(BaseSettings):
     deribit_history_url: Annotated[str, AfterValidator(values.parse_exchange_url)] | None = Field(
         default=None, description="an http(s) URL such as https://history.deribit.com/api/v2"
     )
+    stream: Annotated[Literal["auto", "1", "0"], BeforeValidator(values.lower)] = Field(
+        default="auto", description="1, 0 or auto, which is 1 if FETCH_INTERVAL_SECONDS is below 10"
+    )
+    deribit_stream_url: Annotated[str, AfterValidator(values.parse_stream_url)] | None = Field(
+        default=None, description="a ws(s) URL such as wss://www.deribit.com/ws/api/v2"
+    )
     tickers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(values.parse_tickers)] = Field(
         default=("btc_usd", "eth_usd"), description="comma-separated index names such as btc_usd,eth_usd"
     )
@@ -130,6 +136,19 @@ class Settings(BaseSettings):
             return self.deribit_history_url
         is_production = urlsplit(self.deribit_base_url).hostname in _PRODUCTION
         return "https://history.deribit.com/api/v2" if is_production else self.deribit_base_url
+
+    @property
+    def streams(self) -> bool:
+        """Whether slots are observed through the exchange's stream."""
+        return self.stream == "1" or (self.stream == "auto" and self.fetch_interval_seconds < 10)
+
+    @property
+    def stream_url(self) -> str:
+        if self.deribit_stream_url is not None:
+            return self.deribit_stream_url
+        base = urlsplit(self.deribit_base_url)
+        host = "www.deribit.com" if base.netloc == "deribit.com" else base.netloc  # a socket follows no redirect
+        return f"{'ws' if base.scheme == 'http' else 'wss'}://{host}/ws/api/v2"
 
     @property
     def has_token(self) -> bool:

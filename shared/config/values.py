@@ -38,6 +38,16 @@ def parse_exchange_url(value: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/").removesuffix("/public"), "", ""))
 
 
+def parse_stream_url(value: str) -> str:
+    value = value.strip()
+    parts = urlsplit(value)
+    if parts.scheme not in {"ws", "wss"} or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("not a WebSocket URL")
+    if not is_host(parts.netloc.rpartition("@")[2]):
+        raise ValueError("not a host")
+    return value
+
+
 def parse_past(value: Any) -> Any:
     """A date, which is its midnight in UTC, or an instant with an offset; before now."""
     if isinstance(value, str):

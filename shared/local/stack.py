@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic_settings import BaseSettings
 
-from shared.config.outbound import client_options
+from shared.config.outbound import client_options, socket_options
 from shared.config.settings import Settings, load_settings
 from shared.local.checks import announce_when_ready, check_hosts, check_port, until_listening, warn_if_unreachable
 from shared.local.child import EmbeddedError
@@ -39,6 +39,7 @@ class _Given(BaseSettings):
     database_url: str = ""
     redis_url: str = ""
     deribit_base_url: str = ""
+    deribit_stream_url: str = ""
     deribit_history_url: str = ""
     history_from: str | None = None
     retention_days: str = ""
@@ -58,6 +59,7 @@ class Stack:
             ours["redis_url"] = "redis://embedded"
         if is_demo:
             ours["deribit_base_url"] = f"http://127.0.0.1:{self._simulator_port}/api/v2"
+            ours["deribit_stream_url"] = f"ws://127.0.0.1:{self._simulator_port}/ws/api/v2"
             ours["deribit_history_url"] = ours["deribit_base_url"]
             if given.history_from is None and not given.retention_days:  # empty is off
                 ours["history_from"] = (datetime.now(UTC) - DEMO_HISTORY).date().isoformat()
@@ -65,6 +67,8 @@ class Stack:
         # Otherwise the API or the worker would refuse and be restarted forever.
         self._settings.require_guarded_mutations()
         client_options(self._settings.deribit_base_url)
+        if self._settings.streams:
+            socket_options(self._settings.stream_url)
         self._ignored = [name.upper() for name in ours if is_demo and getattr(given, name)]
         self._env = {name.upper(): value for name, value in ours.items()}
         self._env["DRAIN_SECONDS"] = "0"  # no other API takes over meanwhile

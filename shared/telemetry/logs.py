@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _LEAST_LEVELS = {
     # One line per request to the exchange, job or socket says no more than the line of a failure does. At the level
     # debug a socket's lines would show its headers and messages, tokens among them.
-    **dict.fromkeys(("httpx", "httpcore", "arq.worker", "uvicorn.sockets", "urllib3"), logging.WARNING),
+    **dict.fromkeys(("httpx", "httpcore", "arq.worker", "uvicorn.sockets", "websockets", "urllib3"), logging.WARNING),
     "opentelemetry.exporter": logging.ERROR,  # one line for each batch that is lost, none for each attempt
 }
 _FIRST = ("time", "level", "logger", "message")

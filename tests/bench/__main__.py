@@ -23,7 +23,7 @@ import asyncpg
 from shared.config.settings import Settings
 from shared.local.child import spawn
 from shared.migrate import migrate
-from tests.bench import collecting, figures, growth, report, rounds
+from tests.bench import collecting, figures, growth, report, rounds, streaming
 from tests.bench.data import LAST_MINUTE, POSTGRES_OPTIONS, ROWS_PER_TICKER, TICKERS, fill
 from tests.bench.load import Generator, Order
 from tests.bench.machine import Cores, busy_seconds, cpu_seconds, on_core, pin, share_out
@@ -162,6 +162,9 @@ def measure_others(
         collecting.measure_collecting(folder, cores, collecting_url, f"{redis_url}/2", scale.collecting_seconds)
     )
     print("collecting measured", flush=True)
+    streamed_url = asyncio.run(figures.create_database(postgres.url, "streaming"))
+    streamed = streaming.measure(folder, cores, streamed_url, f"{redis_url}/4", 50, scale.collecting_seconds)
+    print("streaming measured", flush=True)
     sockets_url = asyncio.run(figures.create_database(postgres.url, "sockets"))
     sockets = measure_sockets(folder, cores, sockets_url, f"{redis_url}/3", SOCKETS, scale.sockets_seconds)
     print("sockets measured", flush=True)
@@ -177,6 +180,7 @@ def measure_others(
         ],
         ["CPU of the worker meanwhile", f"{collected.cores:.2f} cores"],
     ]
+    rows += streamed.rows
     rows += sockets.rows
     return rows + (measure_growth(folder, cores) if scale.has_growth else [])
 

@@ -1,4 +1,4 @@
-"""The worker against the exchange's stand-in: fifty tickers a second, and a fetch on demand."""
+"""The worker against the exchange's stand-in over HTTP: fifty tickers a second, and a fetch on demand."""
 
 import asyncio
 import http.client
@@ -36,9 +36,16 @@ class Collected:
 
 @contextmanager
 def worker(
-    folder: Path, cores: Cores, database_url: str, redis_url: str, *, tickers: tuple[str, ...], interval: int
+    folder: Path,
+    cores: Cores,
+    database_url: str,
+    redis_url: str,
+    *,
+    tickers: tuple[str, ...],
+    interval: int,
+    stream: str = "0",
 ) -> Iterator[int]:
-    """A worker and its exchange; yields the worker's process id."""
+    """A worker and its exchange; yields the worker's process id. `stream`: the setting STREAM."""
     port = free_port()
     settings = environment(
         database_url,
@@ -46,6 +53,7 @@ def worker(
         DERIBIT_BASE_URL=f"http://127.0.0.1:{port}/api/v2",
         TICKERS=",".join(tickers),
         FETCH_INTERVAL_SECONDS=str(interval),
+        STREAM=stream,
         HEAL_LOOKBACK_HOURS="1",  # a short first fill, for what is measured is collecting
     )
     processes: list[subprocess.Popen[bytes]] = []
@@ -76,7 +84,7 @@ async def measure_collecting(folder: Path, cores: Cores, database_url: str, redi
     """Slots of the grid without a price of their own in so many seconds, and the CPU the worker took for them."""
     await migrate(database_url)
     with worker(folder, cores, database_url, redis_url, tickers=TICKERS, interval=1) as pid:
-        await _wait_for_first_fill(database_url)
+        await wait_for_first_fill(database_url, len(TICKERS))
         start = datetime.fromtimestamp(int(time.time()) + 2, UTC)
         end = start + timedelta(seconds=seconds)
         await asyncio.sleep(start.timestamp() - time.time())
@@ -94,12 +102,12 @@ async def measure_collecting(folder: Path, cores: Cores, database_url: str, redi
     return Collected(slots, slots - stored, used / lasted)
 
 
-async def _wait_for_first_fill(database_url: str) -> None:
+async def wait_for_first_fill(database_url: str, tickers: int) -> None:
     """The history before the first slot is stored; only collecting, and healing once a minute, are left to do."""
     connection = await asyncpg.connect(database_url)
     try:
         async with asyncio.timeout(FIRST_FILL_SECONDS):
-            while await connection.fetchval("select count(*) from schedules where first_fill_done") < len(TICKERS):
+            while await connection.fetchval("select count(*) from schedules where first_fill_done") < tickers:
                 await asyncio.sleep(0.2)
     finally:
         await connection.close()

@@ -69,6 +69,8 @@ class Stack:
             # One address sends more fetches here than a person would.
             "FETCH_LIMIT_PER_CLIENT": "0",
             "FETCH_LIMIT_OVERALL": "0",
+            # The faults of HTTP are those of most tests; test_stream.py switches it on.
+            "STREAM": "0",
             **self.variables,
         }
 

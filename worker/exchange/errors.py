@@ -66,7 +66,7 @@ def rpc_error(error: object) -> DeribitError:
     code, message = error.get("code"), error.get("message")
     if not isinstance(code, int) or isinstance(code, bool) or abs(code) > _LARGEST_CODE:
         return DeribitError("BAD_REPLY", "error without a code", retry=Retry.BACKOFF)
-    detail = " ".join(part for part in (_text(message), _text(_reason(error.get("data")))) if part)
+    detail = " ".join(part for part in (printable(message), printable(_reason(error.get("data")))) if part)
     retry = Retry.BACKOFF if code in _PASSING else Retry.NEVER
     return DeribitError(f"RPC_{code}", detail, retry=retry)
 
@@ -83,6 +83,6 @@ def _reason(data: Any) -> Any:
     return data.get("reason") if isinstance(data, Mapping) else None
 
 
-def _text(value: object) -> str:
+def printable(value: object) -> str:
     """Foreign text, made printable and short enough for a line of a log or a cell of a table."""
     return "".join(c for c in value if c.isprintable())[:100].strip() if isinstance(value, str) else ""

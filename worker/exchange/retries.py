@@ -33,17 +33,28 @@ async def observe_each(
     budget_seconds: float,
     receive: Callable[[list[T], dict[str, DeribitError]], Awaitable[None]],
     share: asyncio.Semaphore | None = None,
+    streamed: Callable[[str], Awaitable[T | None]] | None = None,
 ) -> None:
     """All tickers at once, each with its own attempts, so that a slow or failing ticker does not delay another.
 
     `receive` gets results, and errors by ticker, as they arrive. If it raises, the error is raised after all tickers
     have been received, because the other results are worth keeping. `share`: bounds these requests further.
+    `streamed`: what is there without a request, or `None`.
     """
+
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + budget_seconds
+
+    async def result_of(ticker: str) -> T:
+        result = None if streamed is None else await streamed(ticker)
+        if result is not None:
+            return result
+        return await with_retries(worker, lambda: observe(ticker), deadline - loop.time(), share)
 
     async def attempt(ticker: str) -> T | DeribitError:
         bind_contextvars(ticker=ticker)
         try:
-            result = await with_retries(worker, lambda: observe(ticker), budget_seconds, share)
+            result = await result_of(ticker)
         except DeribitError as error:
             if not await is_unknown_index(worker, ticker, error):
                 logger.warning("%s: %s", ticker, error)

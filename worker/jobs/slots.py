@@ -1,6 +1,7 @@
 """`fetch_slot` and `retry_slot`: one observed price per ticker for each slot of the schedule.
 
-Both ask the exchange for every ticker at once, store the prices that arrive, and record why the others are missing.
+Both take the price from the stream, or ask the exchange for it, for every ticker at once; they store the prices that
+arrive, and record why the others are missing.
 Their arguments say everything: `slot` in Unix seconds, `interval` in seconds, and the tickers.
 """
 
@@ -68,26 +69,42 @@ async def _fetch(worker: Worker, slot: int, interval: int, tickers: Sequence[str
     begin, length = _instant(slot), timedelta(seconds=interval)
     bind_contextvars(slot=begin.isoformat())
     if _is_over(worker, slot, interval):
-        # The worker was paused or delayed. A price observed now belongs to another slot, so healing fills this one.
-        logger.warning("slot %s is over, left to healing", begin.isoformat())
-        return
+        # The worker was paused or delayed. A price observed now belongs to another slot, so healing fills this one,
+        # unless the stream's price came in time.
+        wanted = [ticker for ticker in wanted if worker.stream.has(ticker, begin, length)]
+        if not wanted:
+            logger.warning("slot %s is over, left to healing", begin.isoformat())
+            return
 
     async def observe(ticker: str) -> Price:
         observation = await worker.live.observe(ticker)
         _check_clock(observation, begin, length, worker.clock.now())
+        worker.stream.slots["http"] += 1
         return observation.as_price(begin, PriceSource.SCHEDULED)
+
+    async def streamed(ticker: str) -> Price | None:
+        observation = await worker.stream.observe(ticker, begin, length)
+        if observation is not None:
+            worker.stream.slots["stream"] += 1
+            return observation.as_price(begin, PriceSource.SCHEDULED)
+        if _is_over(worker, slot, interval):
+            raise DeribitError("NO_MESSAGE", "the stream's price of this slot, which was due at its end, did not come")
+        return None
 
     pending = set(wanted)
 
     async def receive(prices: list[Price], errors: dict[str, DeribitError]) -> None:
-        missed = [MissedSlot(ticker, begin, error.reason, str(error)) for ticker, error in errors.items()]
+        missed = [
+            MissedSlot(ticker, begin, error.reason, worker.stream.state_of(ticker) or str(error))
+            for ticker, error in errors.items()
+        ]
         await store(worker, prices, missed)
         pending.difference_update([price.ticker for price in prices], errors)
 
     seconds_left = (begin + length - worker.clock.now()).total_seconds()
     job_id = slot_job_id(FETCH_SLOT, slot, interval, tickers)
     async with lease(worker.redis, job_id, pending, lease_seconds(interval)):
-        await observe_each(worker, wanted, observe, min(seconds_left, BUDGET_SECONDS), receive)
+        await observe_each(worker, wanted, observe, min(seconds_left, BUDGET_SECONDS), receive, streamed=streamed)
 
 
 def _is_over(worker: Worker, slot: int, interval: int) -> bool:

@@ -23,7 +23,7 @@ def main() -> None:
         log_config=None,
         access_log=False,
         lifespan="off",
-        ws="none",
+        ws="websockets-sansio",
         timeout_graceful_shutdown=1,  # a fault that hangs must not delay the end
     )
 

@@ -1,4 +1,4 @@
-"""A simulated exchange that speaks Deribit's JSON-RPC over HTTP, for `make demo` and the tests.
+"""A simulated exchange that speaks Deribit's JSON-RPC over HTTP and WebSocket, for `make demo` and the tests.
 
     python -m worker.simulator --host 127.0.0.1 --port 9000 [--seed 1]
 
@@ -13,6 +13,7 @@ start of its interval, and the reason given for a bad `range`.
 | `DELETE /simulator/faults/{ticker}`, `GET /simulator/faults` | removes; lists, with all kinds and their meanings |
 | `PUT`, `GET /simulator/clock` | `{"offset_seconds": x}`: how far the exchange's clock runs ahead of the real one |
 | `PUT`, `GET /simulator/trades` | `{"recent_hours": n, "traps": true}`: older ones at `/history/api/v2` |
+| `PUT`, `GET /simulator/stream` | the WebSocket side, at `/ws/api/v2`: see stream.py |
 | `GET`, `DELETE /simulator/requests` | `{method: {ticker: count}}` since the start; resets them |
 | `GET /simulator/given?ticker=…&since_us=…` | the last 100,000 prices sent, oldest first; both parameters optional |
 """
@@ -29,7 +30,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 
 from worker.simulator import faults
 from worker.simulator.faults import Fault, Faults, SwitchError
@@ -44,6 +45,7 @@ from worker.simulator.protocol import (
     read_integer,
     refuse,
 )
+from worker.simulator.stream import Stream
 from worker.simulator.trades import MAX_COUNT, instruments, page, ticker_of
 
 MAX_GIVEN: Final = 100_000
@@ -62,6 +64,7 @@ class Simulator:
         self.has_trade_traps = True
         self.has_perpetuals = True
         self.faults = Faults()
+        self.stream = Stream(self)
         self.requests: Counter[tuple[str, str]] = Counter()
         self.given: deque[dict[str, Any]] = deque(maxlen=MAX_GIVEN)
 
@@ -223,6 +226,8 @@ def create_app(seed: int = 1) -> Starlette:
             Route("/api/v2/{path:path}", simulator.answer_rpc, methods=["GET", "POST"]),
             Route("/history/api/v2/{path:path}", simulator.answer_rpc, methods=["GET", "POST"]),
             Route("/simulator/trades", simulator.switch_trades, methods=["GET", "PUT"]),
+            WebSocketRoute("/ws/api/v2", simulator.stream.serve),
+            Route("/simulator/stream", simulator.stream.switch, methods=["GET", "PUT"]),
             Route("/simulator/faults", simulator.list_faults, methods=["GET"]),
             Route("/simulator/faults/{ticker}", simulator.switch_fault, methods=["PUT", "DELETE"]),
             Route("/simulator/clock", simulator.switch_clock, methods=["GET", "PUT"]),

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -31,7 +32,7 @@ from tests.integration.live import FOLLOW, LiveApi, serve_live
 from tests.promql import asked
 from tests.unit.operations.test_monitoring import DRAWN, PROMTOOL, ROOT, RULES, needs_promtool
 from worker.context import Worker
-from worker.exchange.http import create_http
+from worker.exchange.http import Observation, create_http
 from worker.metrics import serve_metrics
 from worker.runner import create_worker
 from worker.simulator.app import create_app
@@ -154,6 +155,7 @@ async def work(worker: Worker, faults: Any, away: Pool) -> None:
     faults.put("eth_usd", Fault("nan", None, 0))
     slot = await running_slot(worker, seconds_left=4)
     await run_job(worker, "fetch_slot", *arguments_of({"worker": worker}, slot))
+    worker.stream.receive(Observation("btc_usd", Decimal(1), worker.clock.now(), testnet=True))
     for tickers in (["btc_usd"], ["btc_usd", "eth_usd"]):
         await enqueue_fetch_prices(worker.redis, tickers)
     await run_queued(worker, 3)  # with the one of eth_usd that the API was asked for
@@ -305,6 +307,10 @@ def test_what_the_worker_did(known: Known) -> None:
     assert recovered == known.recovered
     assert min(known.recovered.values()) >= 3
     assert healed == {("btc_usd",): 0, ("eth_usd",): 0}
+    assert worker.told("slots_observed_total", "source") == {("stream",): 0, ("http",): 1}
+    assert worker.counted("stream_messages_total", "outcome") == {("used",): 1}
+    assert (worker.told("stream_sockets"), worker.counted("stream_reconnects_total", "cause")) == ({(): 0}, {})
+    assert worker.told("stream_age_seconds", "ticker")[("btc_usd",)] >= 0
     assert worker.counted("slots_missed_total", "ticker", "reason") == {("eth_usd", "REJECTED_VALUE"): 1}
     assert worker.told("slots_unanswered_total", "ticker") == {("btc_usd",): 0, ("eth_usd",): 0}
     assert worker.told("requested_prices_stored_total", "ticker") == {("btc_usd",): 2, ("eth_usd",): 0}

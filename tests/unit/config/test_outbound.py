@@ -9,8 +9,10 @@ from typing import Any
 
 import certifi
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidHandshake
 
-from shared.config.outbound import client_options, proxy_for
+from shared.config.outbound import client_options, proxy_for, socket_options
 from shared.config.settings import SettingsError
 from tests.unit.replies import reply, settings_for
 from worker.exchange.http import create_http, get_index_price
@@ -195,3 +197,42 @@ async def test_a_price_comes_through_a_socks_proxy(monkeypatch: pytest.MonkeyPat
         async with create_http(settings_for(PLAIN)) as http:
             assert (await get_index_price(http, "btc_usd")).ticker == "btc_usd"
     assert asked == [b"\x05\x01\x00\x03\x0dexchange.test\x00\x50"]
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "reply", "asked"),
+    [
+        ("HTTP_PROXY", "http", b"HTTP/1.1 403 no\r\n\r\n", b"CONNECT exchange.test:80 HTTP/1.1"),
+        ("ALL_PROXY", "socks5", b"\x05\x00", b"\x05\x01\x00"),
+    ],
+)
+async def test_a_socket_goes_through_the_proxy(
+    monkeypatch: pytest.MonkeyPatch, name: str, scheme: str, reply: bytes, asked: bytes
+) -> None:
+    received = b""
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal received
+        received += await reader.read(1000)
+        writer.write(reply)
+        received += await reader.read(1000)  # SOCKS: the name, which the proxy resolves
+        writer.close()
+
+    async with await asyncio.start_server(proxy, "127.0.0.1", 0) as server:
+        monkeypatch.setenv(name, f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        with pytest.raises(InvalidHandshake):
+            await connect("ws://exchange.test/ws/api/v2", open_timeout=5, **socket_options("ws://exchange.test/ws"))
+    assert received.startswith(asked)
+    assert b"exchange.test" in received
+
+
+def test_a_socket_to_this_machine_has_no_proxy_and_wss_has_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "https://proxy:1")
+    monkeypatch.setenv("HTTP_PROXY", "https://proxy:1")
+    assert socket_options("ws://127.0.0.1:9000/ws/api/v2") == {"proxy": None}
+    options = socket_options("wss://www.deribit.com/ws/api/v2")
+    assert (options["proxy"], options["ssl"].verify_mode, options["proxy_ssl"].verify_mode) == (
+        "https://proxy:1",
+        ssl.CERT_REQUIRED,
+        ssl.CERT_REQUIRED,
+    )

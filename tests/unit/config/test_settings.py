@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from shared.config.settings import Settings, SettingsError, load_settings
 from tests.unit.conftest import NEEDED, Loader
 
+BARE = "https://deribit.com/api/v2/public"
 BRIEF = """\
 DATABASE_URL=postgresql+asyncpg://postgres:postgres@postgres:5432/deribit
 REDIS_URL=redis://redis:6379/0
@@ -24,6 +25,8 @@ def test_defaults_are_those_of_the_contract(load: Loader) -> None:
         "database_pooler": False,
         "redis_url": "redis://localhost:6379/0",
         "deribit_base_url": "https://www.deribit.com/api/v2",
+        "stream": "auto",
+        "deribit_stream_url": None,
         "tickers": ("btc_usd", "eth_usd"),
         "fetch_interval_seconds": 60,
         "heal_lookback_hours": 24,
@@ -127,6 +130,28 @@ def test_redis_urls_that_work(load: Loader, url: str) -> None:
 )
 def test_exchange_urls_that_work(load: Loader, given_url: str, kept: str) -> None:
     assert load(DERIBIT_BASE_URL=given_url).deribit_base_url == kept
+
+
+@pytest.mark.parametrize(
+    ("variables", "streams", "url"),
+    [
+        ({}, False, "wss://www.deribit.com/ws/api/v2"),
+        ({"FETCH_INTERVAL_SECONDS": "10"}, False, "wss://www.deribit.com/ws/api/v2"),
+        ({"FETCH_INTERVAL_SECONDS": "6", "DERIBIT_BASE_URL": BARE}, True, "wss://www.deribit.com/ws/api/v2"),
+        (
+            {"STREAM": "1", "DERIBIT_BASE_URL": "https://test.deribit.com/api/v2"},
+            True,
+            "wss://test.deribit.com/ws/api/v2",
+        ),
+        ({"STREAM": " AUTO ", "DERIBIT_BASE_URL": "http://[::1]:9000/api/v2"}, False, "ws://[::1]:9000/ws/api/v2"),
+        ({"STREAM": "0", "FETCH_INTERVAL_SECONDS": "1", "DERIBIT_STREAM_URL": " ws://h:9/x "}, False, "ws://h:9/x"),
+    ],
+)
+def test_whether_and_where_prices_are_streamed(
+    load: Loader, variables: dict[str, str], streams: bool, url: str
+) -> None:
+    settings = load(**variables)
+    assert (settings.streams, settings.stream_url) == (streams, url)
 
 
 @pytest.mark.parametrize(
