@@ -73,8 +73,8 @@ class Request:
     rest: Rest | None
     variables: dict[str, Any] | None
     "For `rest`."
-    rows: int = 0
-    "How many rows its fields may have together."
+    weight: int = 0
+    "See `Context.weight`."
     kept: Answer | None = None
 
 

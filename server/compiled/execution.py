@@ -59,8 +59,8 @@ class Compiled:
         self._metrics.plan_misses += is_miss
         self._metrics.plan_hits += not is_miss
         if plan.rest is not None:
-            return Request(b"", plan.outline, flight, identity, plan.rest, asked.variables, context.rows_asked_for)
-        request = Request(key, plan.outline, flight, identity, None, None, context.rows_asked_for)
+            return Request(b"", plan.outline, flight, identity, plan.rest, asked.variables, context.weight)
+        request = Request(key, plan.outline, flight, identity, None, None, context.weight)
         self.answers.remember(request)
         return request
 
@@ -75,7 +75,7 @@ class Compiled:
         errors: list[GraphQLFormattedError] = []
         admission.under_way += 1
         try:
-            async with admission.heavy_reads.place(request.rows):
+            async with admission.heavy_reads.place(request.weight):
                 if request.rest is None:
                     answer = await self.answers.answer(context.pool, request, tags)
                 else:

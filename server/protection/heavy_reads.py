@@ -22,15 +22,14 @@ class HeavyReads:
         self._queued = 0
 
     @asynccontextmanager
-    async def place(self, rows: int) -> AsyncIterator[None]:
-        """Around a statement that reads up to so many rows. Raises `RateLimited` if too many wait already."""
-        if rows <= HEAVY_ROWS:
+    async def place(self, weight: int) -> AsyncIterator[None]:
+        """`weight`: rows that it may answer; see `Context.weight`. Raises `RateLimited` if too many wait already."""
+        if weight <= HEAVY_ROWS:
             yield
             return
         if self._queued >= MAX_QUEUED:
             raise RateLimited(
-                f"Too many requests ask for over {HEAVY_ROWS} rows at once; try again in {RETRY_SECONDS} s.",
-                RETRY_SECONDS,
+                f"Too many requests read many rows at once; try again in {RETRY_SECONDS} s.", RETRY_SECONDS
             )
         self._queued += 1
         try:

@@ -27,6 +27,8 @@ MAX_VALUES = 200_000
 
 MAX_ROWS_READ = 400_000
 "By all fields of one request together, as estimated from their arguments: about a second of PostgreSQL's time."
+READS_PER_ROW = 20
+"How many rows PostgreSQL reads in the time in which it answers one."
 
 MAX_TICKERS = 1000
 
@@ -101,6 +103,11 @@ class Context:
                 "minute of theirs, or for each hour if they are an hour or longer. Ask for shorter periods, or in "
                 "several requests."
             )
+
+    @property
+    def weight(self) -> int:
+        """For `HeavyReads`: the rows asked for, or as many as take the time that reading takes, whichever is more."""
+        return max(self.rows_asked_for, self.rows_read // READS_PER_ROW)
 
     def rows_in_python(self, width: int) -> int:
         """How many rows Strawberry may read at most: one more than it may write."""

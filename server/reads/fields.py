@@ -76,8 +76,8 @@ def read_field(
             width = max(width, len(columns_of(read.row_type)))
             count, limit = read.rows_asked_for(context, given), context.rows_in_python(width)
             if read.counts == "limit" and limit < count:
-                statement, count = build(context, *parent, **{**given, "limit": limit}), limit
-            async with context.heavy_reads.place(count):
+                statement = build(context, *parent, **{**given, "limit": limit})
+            async with context.heavy_reads.place(context.weight):
                 rows = await fetch(context.pool, statement.sql, *statement.parameters)
             context.count_values_in_python(rows, width)
             objects = _objects(rows, read.row_type, statement)

@@ -89,3 +89,12 @@ def test_what_is_too_much_says_what_each_field_reads() -> None:
         QueryTooComplex, match=r"at most 400,000 rows together: `coverage` reads one .* several requests"
     ):
         context.count_reads(1)
+
+
+def test_a_request_weighs_what_it_answers_or_what_it_reads() -> None:
+    context = Context(UNUSED, UNUSED, settings_for())
+    context.count_rows(3000, 1)
+    context.count_reads(40_000)
+    assert context.weight == 3000  # 40,000 rows are read in the time in which 2,000 are answered
+    context.count_reads(40_000)
+    assert context.weight == 4000
