@@ -22,6 +22,10 @@ from tests.integration.live import price
 
 LONG_SCALE = 5
 
+MAX_SECONDS = {"livez": 0.5, "latestPrice": 1.0, "readyz": 1.0, "held": 0.15}
+"`held`: CPU time of the event loop while /livez waits."
+MAX_GROWTH_MIB = 80
+
 _FILL = """
     insert into prices (ticker, price, timestamp, observed_at, source, testnet)
     select ticker, 91234.56 + n %% 977, at, at, 'SCHEDULED', false
@@ -59,15 +63,32 @@ async def attack(api: ApiProcess, pool: Pool, name: str, scale: int) -> dict[str
     seen: dict[str, Any] = json.loads(output)
     await attackers.close()
     await asyncio.sleep(1.5)
+    seen |= {"before": before, "during": seen["resident"] / 1024, "after": resident_mib(api)}
     seconds = seen["seconds"]
     print(
         f"{name:32} held {seconds['held'] * 1000:6.0f} ms  livez {seconds['livez']:.2f}  "
         f"latest {seconds['latestPrice']:.2f}  readyz {seconds['readyz']:.2f}  "
-        f"RSS {before:4.0f} {seen['resident'] / 1024:5.0f} {resident_mib(api):5.0f}  log {len(api.log) - logged:8}  "
+        f"RSS {before:4.0f} {seen['during']:5.0f} {seen['after']:5.0f}  log {len(api.log) - logged:8}  "
         f"{seen['answers']}",
         flush=True,
     )
     return seen
+
+
+def complaints(seen: dict[str, Any]) -> list[str]:
+    """What a neighbour of the attackers would complain of."""
+    found = [f"answered {answer}" for answer in seen["answers"] if not answer.endswith(" 200")]
+    found += [
+        f"{name} took {seen['seconds'][name]:.2f} s"
+        for name, most in MAX_SECONDS.items()
+        if seen["seconds"][name] > most
+    ]
+    found += [
+        f"{seen[when] - seen['before']:.0f} MiB more {when}"
+        for when in ("during", "after")
+        if seen[when] - seen["before"] > MAX_GROWTH_MIB
+    ]
+    return found
 
 
 async def store(pool: Pool) -> None:
@@ -87,8 +108,11 @@ async def test_attacks(settings: Settings, pool: Pool, redis: ArqRedis, names: l
     for first in range(0, MINUTES, 2000):
         await connection.execute(_FILL % (first + 1, first + 2000))
     await connection.close()
+    found = {}
     for name in names:
         await fetch(pool, "delete from prices where timestamp >= '2026-01-31T12:00:00Z'")
         async with run_api(settings) as api:
             await api.execute("{ latestPrices { price } }")
-            await attack(api, pool, name, LONG_SCALE if IS_LONG else 1)
+            if complained := complaints(await attack(api, pool, name, LONG_SCALE if IS_LONG else 1)):
+                found[name] = complained
+    assert found == {}

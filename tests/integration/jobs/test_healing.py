@@ -7,11 +7,13 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import arq
 import httpx
 import pytest
 
 from shared.grid import slot_of
 from shared.queue.deferred import defer
+from shared.queue.spacing import hold_requests, is_locked
 from shared.storage.database import fetch
 from shared.storage.gaps import select_missing_runs
 from shared.storage.missed_slots import GapReason, MissedSlot, MissingRun, insert_missed_slots
@@ -27,9 +29,11 @@ from tests.integration.examples import (
 from tests.reads import select_gaps
 from tests.unit.replies import reply
 from worker.context import Worker
+from worker.exchange.background import HEALING
 from worker.exchange.chart import NO_POINT
 from worker.exchange.http import create_http
 from worker.exchange.trades import NO_PERPETUAL
+from worker.jobs import healing
 from worker.jobs.healing import heal_gaps
 from worker.runner import create_worker
 from worker.simulator.app import Simulator
@@ -278,3 +282,15 @@ async def test_two_workers_that_heal_at_once_leave_one_row_for_each_slot(worker:
     healed = [averaged(slot, RECENT, ticker) for ticker in TICKERS for slot in missing]
     expected = sorted(observed + others + healed, key=lambda price: (price.ticker, price.timestamp))
     assert await select_all_prices(worker.pool) == expected
+
+
+async def test_a_piece_that_the_exchange_holds_up_is_left_to_the_next_run(
+    worker: Worker, ctx: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(healing, "LONGEST_SECONDS", 0.3)
+    now = slot_of(datetime.now(UTC), MINUTE)
+    await collect(worker, "btc_usd", now - HOUR, [now - 5 * MINUTE])
+    await hold_requests(worker.redis, 30)  # the exchange refused, so nothing may be asked
+    with pytest.raises(arq.Retry):
+        await heal_gaps(ctx)
+    assert not await is_locked(worker.redis, HEALING)
