@@ -96,7 +96,7 @@ async def test_demo(tmp_path: Path, demos: list[Demo]) -> None:
     demo = Demo(tmp_path, port, **others, **FOREIGN)
     demos.append(demo)
     await demo.said("Ready after")
-    await demo.said("healed")
+    await demo.said("filled from the trades")
     assert "ignores DATABASE_URL\n" in demo.text()
     assert "elsewhere" not in demo.text()
     assert await demo.query(LATEST) == EXPECTED
