@@ -59,7 +59,8 @@ demo: prepared
 
 # The fault tests mostly wait, so four run at a time. They come last, so that they do not slow down the others.
 test: prepared
-	@$(BIN)/python -m pytest -n 3 --dist loadfile tests/unit tests/integration tests/browser tests/fuzz
+	@# The longest files first. Four on two cores, because tests wait.
+	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder tests/browser tests/fuzz tests/integration/local tests/integration tests/unit
 	@$(BIN)/python -m pytest -n 4 tests/faults
 
 faults: .venv/installed

@@ -1,6 +1,7 @@
 """Exports: equal to the queries row by row, refused as queries are, and never whole when they are not."""
 
 import asyncio
+import contextlib
 import csv
 import gzip
 import io
@@ -190,16 +191,20 @@ WHOLE = {"ticker": "btc_usd", "from": "2026-01-01T00:00:00Z", "to": "2027-01-01T
 EXPORTING = "from pg_stat_activity where query like 'COPY%' and pid <> pg_backend_pid()"
 
 
-async def open_export(live: LiveApi, encoding: str = "identity") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+@contextlib.asynccontextmanager
+async def open_export(live: LiveApi, encoding: str = "identity") -> AsyncIterator[asyncio.StreamReader]:
     """With its headers and the file's first bytes read, and nothing read after them."""
     reader, writer = await asyncio.open_connection("127.0.0.1", live.port, limit=2**16)
-    target = f"{PRICES}?{httpx.QueryParams(WHOLE)}"
-    writer.write(f"GET {target} HTTP/1.1\r\nhost: test\r\naccept-encoding: {encoding}\r\n\r\n".encode())
-    head = await reader.readuntil(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200"), head
-    assert b"transfer-encoding: chunked" in head
-    await reader.readexactly(1000)
-    return reader, writer
+    try:
+        target = f"{PRICES}?{httpx.QueryParams(WHOLE)}"
+        writer.write(f"GET {target} HTTP/1.1\r\nhost: test\r\naccept-encoding: {encoding}\r\n\r\n".encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200"), head
+        assert b"transfer-encoding: chunked" in head
+        await reader.readexactly(1000)
+        yield reader
+    finally:
+        writer.transport.abort()
 
 
 async def until_none_runs(connection: Connection) -> None:
@@ -221,11 +226,10 @@ async def test_a_large_file_is_whole(live: LiveApi, many: Connection, encoding: 
 async def test_a_broken_file_never_looks_whole(
     live: LiveApi, many: Connection, encoding: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reader, writer = await open_export(live, encoding)
-    assert await many.fetchval(f"select count(pg_terminate_backend(pid)) {EXPORTING}") == 1
-    rest = await reader.read()
+    async with open_export(live, encoding) as reader:
+        assert await many.fetchval(f"select count(pg_terminate_backend(pid)) {EXPORTING}") == 1
+        rest = await reader.read()
     assert not rest.endswith(b"\r\n0\r\n\r\n"), "the last chunk"
-    writer.close()
     assert "an export broke off" in caplog.text
 
 
@@ -243,23 +247,22 @@ async def test_clients_notice_a_broken_file(live: LiveApi, many: Connection) -> 
 
 
 async def test_an_export_waits_for_its_client_and_ends_with_it(live: LiveApi, many: Connection) -> None:
-    _, writer = await open_export(live)
-    await asyncio.sleep(0.5)
-    assert await many.fetchval(f"select count(*) {EXPORTING}") == 1, "the rest is not read"
-    answer = await live.http.post("/graphql", json={"query": "{ latestPrices { ticker } }"})
-    assert answer.json() == {"data": {"latestPrices": [{"ticker": "btc_usd"}]}}
-    writer.transport.abort()
+    async with open_export(live):
+        await asyncio.sleep(0.5)
+        assert await many.fetchval(f"select count(*) {EXPORTING}") == 1, "the rest is not read"
+        answer = await live.http.post("/graphql", json={"query": "{ latestPrices { ticker } }"})
+        assert answer.json() == {"data": {"latestPrices": [{"ticker": "btc_usd"}]}}
     await until_none_runs(many)
 
 
 async def test_a_few_exports_at_a_time(live: LiveApi, many: Connection) -> None:
-    opened = [await open_export(live) for _ in range(MAX_EXPORTS)]
-    refused = await live.http.get(PRICES, params=WHOLE)
-    assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
-    assert refused.json()["errors"][0]["extensions"] == {"code": "RATE_LIMITED", "retryAfter": 10}
-    assert (await live.http.get(PRICES, params={**WHOLE, "ticker": "x"})).status_code == 400
-    for _, writer in opened:
-        writer.transport.abort()
+    async with contextlib.AsyncExitStack() as opened:
+        for _ in range(MAX_EXPORTS):
+            await opened.enter_async_context(open_export(live))
+        refused = await live.http.get(PRICES, params=WHOLE)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
+        assert refused.json()["errors"][0]["extensions"] == {"code": "RATE_LIMITED", "retryAfter": 10}
+        assert (await live.http.get(PRICES, params={**WHOLE, "ticker": "x"})).status_code == 400
     await until_none_runs(many)
     async with asyncio.timeout(10):
         while (await live.http.head(PRICES, params=WHOLE)).status_code != 200:
@@ -270,19 +273,18 @@ async def test_a_client_that_does_not_read_is_cut_off(
     live: LiveApi, many: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.transport.http.ANSWER_SECONDS", 1.0)
-    _, writer = await open_export(live)
-    await until_none_runs(many)
-    writer.transport.abort()
+    async with open_export(live):
+        await until_none_runs(many)
 
 
 async def test_a_client_that_reads_slowly_is_not_cut_off(
     live: LiveApi, many: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.transport.http.ANSWER_SECONDS", 1.5)
-    reader, writer = await open_export(live)
-    for _ in range(40):
-        await reader.readexactly(400_000)
-        await asyncio.sleep(0.1)
-    assert await many.fetchval(f"select count(*) {EXPORTING}") == 1
-    writer.transport.abort()
+    async with open_export(live) as reader:
+        for _ in range(30):
+            # 6 MB in all: the kernel's buffers hold 10 MB at most, so some of the file's 24 MB are still to be sent.
+            await reader.readexactly(200_000)
+            await asyncio.sleep(0.1)
+        assert await many.fetchval(f"select count(*) {EXPORTING}") == 1
     await until_none_runs(many)
