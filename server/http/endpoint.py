@@ -98,7 +98,10 @@ class GraphQLView:
             return refusal(error, 401, media_type, {"WWW-Authenticate": "Bearer"})
         except RateLimited as error:  # by admission control: the limit of fetches is an error of its field
             self._metrics.ended(REFUSED, error.code)  # without a duration, which would make the others look fast
-            return refusal(error, 503, media_type, {"Retry-After": str(error.retry_after)})
+            headers = {"Retry-After": str(error.retry_after)}
+            if media_type is EVENT_STREAM:  # a client of too many streams would keep the connections of those refused
+                headers["Connection"] = "close"
+            return refusal(error, 503, media_type, headers)
 
     async def _execute(self, context: Context, asked: GraphQLRequest, method: str, media_type: bytes) -> Response:
         began = perf_counter()

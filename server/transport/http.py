@@ -94,11 +94,14 @@ class HttpProtocol(Budgeted, IgnoringUpgrades):
     def on_response_complete(self) -> None:
         self._active_at = self.loop.time()
         super().on_response_complete()
+        if self.pipeline:  # uvicorn would read more requests than it answers
+            self.flow.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """uvicorn notifies only the last request, which may be pipelined behind the one that is running."""
         super().connection_lost(exc)
         self.release()
+        self.pipeline.clear()
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()

@@ -24,7 +24,10 @@ class IgnoringUpgrades(HttpToolsProtocol):
                 return
             except HttpParserUpgrade as upgrade:
                 if self._should_upgrade():
-                    self.handle_websocket_upgrade()
+                    if self._has_body():  # the library would read it and never answer
+                        self.send_400_response("The handshake of a WebSocket has no body.")
+                    else:
+                        self.handle_websocket_upgrade()
                     return
                 if not self._is_ignored():
                     return
@@ -42,6 +45,10 @@ class IgnoringUpgrades(HttpToolsProtocol):
 
     def _is_ignored(self) -> bool:
         return self.parser.should_upgrade() and not self._should_upgrade() and self.parser.get_method() != b"CONNECT"
+
+    def _has_body(self) -> bool:
+        headers = dict(self.headers)
+        return b"transfer-encoding" in headers or headers.get(b"content-length", b"0").strip(b"0 ") != b""
 
     def _head_without_offer(self) -> bytes:
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]

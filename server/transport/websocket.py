@@ -61,7 +61,6 @@ class SocketProtocol(Budgeted, WebSocketsSansIOProtocol):
         return None if self.handshake_complete else self._made_at
 
     def _end_unless_open(self) -> None:
-        """A request with a body would be read, and never answered."""
         if not self.handshake_complete:
             self.transport.abort()
 

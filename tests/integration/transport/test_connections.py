@@ -10,7 +10,6 @@ from server import process
 from server.app import create_app
 from server.http.endpoint import MAX_BODY_BYTES
 from server.transport import http as connections
-from server.transport import websocket as sockets
 from server.transport.connections import CLOSED_AT_ONCE, MAX_CONNECTIONS, RESERVED_CONNECTIONS
 from shared.config.settings import Settings
 from shared.local.servers import free_port
@@ -320,11 +319,14 @@ async def test_a_process_full_of_streams_answers_health_checks_alone(settings: S
             assert (await last.answered()).endswith(ANSWER)
 
 
-async def test_an_upgrade_with_a_body_is_closed(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockets, "HANDSHAKE_SECONDS", 0.5)
+@pytest.mark.parametrize("body", [b"Content-Length: 5", b"Transfer-Encoding: chunked"])
+async def test_an_upgrade_with_a_body_is_refused(port: int, body: bytes) -> None:
     async with opened(port) as connection:
-        await connection.send(UPGRADE.replace(b"\r\n\r\n", b"\r\nContent-Length: 5\r\n\r\n"))
-        assert not await connection.is_open(5)
+        await connection.send(UPGRADE.replace(b"\r\n\r\n", b"\r\n%s\r\n\r\n" % body))
+        assert (await connection.rest()).startswith(b"HTTP/1.1 400 ")
+    async with opened(port) as connection:
+        await connection.send(UPGRADE.replace(b"\r\n\r\n", b"\r\nContent-Length: 0\r\n\r\n"))
+        assert (await connection.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
 
 
 async def test_no_answer_names_the_server(port: int) -> None:

@@ -2,13 +2,20 @@
 
 import asyncio
 import json
+import time
+from contextlib import suppress
 
 import asyncpg
+from arq.connections import ArqRedis
 
 from shared.config.settings import Settings
 from shared.storage.database import Pool, fetch
 from tests.fuzz.inputs import post
 from tests.integration.api_process import run_api
+from tests.integration.live import serve_live
+
+READ_AT_ONCE = 256 * 1024
+"By asyncio, of one connection."
 
 WAITING = """
     select count(*)
@@ -41,3 +48,21 @@ async def test_a_client_that_leaves_before_the_first_pipelined_answer_leaves_no_
         finally:
             await blocking.close()
     assert "Traceback" not in api.final_log, api.final_log
+
+
+async def test_no_more_is_read_than_is_answered(settings: Settings, pool: Pool, redis: ArqRedis) -> None:
+    asked = post(b'{"query": "{ nothing }%s"}' % (b" " * 10_000)).replace(b"Connection: close\r\n", b"")
+    most = 0
+    async with serve_live(settings) as live:
+        _, writer = await asyncio.open_connection("127.0.0.1", live.port)
+        try:
+            until = time.monotonic() + 1
+            while time.monotonic() < until:
+                writer.write(asked * 20)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(writer.drain(), 0.01)
+                await asyncio.sleep(0)
+                most = max([most, *(len(one.pipeline) for one in live.server.server_state.connections)])
+        finally:
+            writer.transport.abort()
+    assert 0 < most <= READ_AT_ONCE // len(asked) + 1
