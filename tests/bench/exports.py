@@ -171,6 +171,7 @@ async def _prepare(dsn: str) -> list[list[str]]:
     await connection.execute("create extension pg_stat_statements")
     await load(connection, dsn, History(ROWS // len(TICKERS)))
     found = await measure_instants(connection, dsn, ROWS // len(TICKERS))
+    await connection.execute("checkpoint")  # not during the exports
     await connection.close()
     return found
 

@@ -282,7 +282,7 @@ async def test_a_client_that_reads_slowly_is_not_cut_off(
     monkeypatch.setattr("server.transport.http.ANSWER_SECONDS", 1.5)
     reader, writer = await open_export(live)
     for _ in range(40):
-        await reader.readexactly(400_000)
+        await reader.readexactly(300_000)
         await asyncio.sleep(0.1)
     assert await many.fetchval(f"select count(*) {EXPORTING}") == 1
     writer.transport.abort()
