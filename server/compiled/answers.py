@@ -27,8 +27,8 @@ KEPT_BYTES = 8 * 1024 * 1024
 MAX_ANSWER_BYTES = KEPT_BYTES // 4
 "A longer answer is not kept, because it would evict most others."
 
-MAX_REQUEST_BYTES = 2048
-"A longer request is parsed each time it comes."
+MAX_REQUEST_BYTES = 40_000
+"For 1,000 instants. A longer request is parsed each time it comes."
 
 _REQUEST_BYTES = 3000
 "What a request takes besides its texts and its answer."
@@ -90,7 +90,7 @@ class Answers:
 
     def remember(self, request: Request) -> None:
         if request.key and len(request.key) <= MAX_REQUEST_BYTES:
-            texts = 2 * len(request.key) + len(request.identity) + request.statement.length
+            texts = 2 * (len(request.key) + len(request.identity)) + request.statement.length
             answer = 0 if request.kept is None else request.kept.size
             self._recent.put(request.key, request, _REQUEST_BYTES + texts + answer)
 

@@ -27,6 +27,7 @@ ROUNDS = 5
 CLIENTS = 8
 LAST = datetime.fromisoformat(LAST_MINUTE)
 MINUTE = timedelta(minutes=1)
+HOUR = timedelta(hours=1)
 PRICE = "price timestamp source"
 
 FIELDS = Path(__file__).parent / "FIELDS.md"
@@ -68,7 +69,7 @@ def _coverage(hours: int) -> Build:
 
     def build(number: int) -> tuple[str, dict[str, Any]]:
         end = LAST - (number % 20_000) * MINUTE
-        begin = end - hours * 60 * MINUTE
+        begin = end - hours * HOUR
         return query, {"t": "btc_usd", "a": begin.isoformat(), "b": end.isoformat(), "n": number}
 
     return build
@@ -82,6 +83,35 @@ def _history(directive: str) -> Build:
         query,
         {"t": "btc_usd", "before": (LAST - (number % 20_000) * MINUTE).isoformat(), "n": number},
     )
+
+
+def _prices_at(count: int) -> Build:
+    query = f"""query ($t: String!, $at: [DateTime!]!) {{
+        pricesAt(ticker: $t, at: $at) {{ at ageSeconds price {{ {PRICE} }} gap {{ fromDt toDt reason }} }}
+    }}"""
+
+    def build(number: int) -> tuple[str, dict[str, Any]]:
+        """Every two hours backwards, as an accountant asks: each instant between two prices."""
+        last = LAST - (number % 20_000) * MINUTE
+        instants = [(last - n * 2 * HOUR + timedelta(seconds=17)).isoformat() for n in range(count)]
+        return query, {"t": "btc_usd", "at": instants, "n": number}
+
+    return build
+
+
+def _statistics(hours: int) -> Build:
+    query = """query ($t: String!, $a: DateTime!, $b: DateTime!) {
+        statistics(ticker: $t, fromDt: $a, toDt: $b) {
+            open { price timestamp } close { price timestamp } high { price timestamp } low { price timestamp }
+            change changePercent twap realizedVolatility samples coverage { expected present ratio }
+        }
+    }"""
+
+    def build(number: int) -> tuple[str, dict[str, Any]]:
+        end = LAST - (number % 20_000) * MINUTE
+        return query, {"t": "btc_usd", "a": (end - hours * HOUR).isoformat(), "b": end.isoformat(), "n": number}
+
+    return build
 
 
 QUESTIONS: dict[str, tuple[str, Build]] = {
@@ -102,6 +132,8 @@ QUESTIONS: dict[str, tuple[str, Build]] = {
     "coverage of a day": ("POST", _coverage(24)),
     "candles, 60 of a minute": ("POST", _candles(60)),
     "candles, a day of minutes": ("POST", _candles(1440)),
+    "pricesAt, 100 instants": ("POST", _prices_at(100)),
+    "statistics of a day": ("POST", _statistics(24)),
 }
 
 

@@ -49,6 +49,7 @@ PostgreSQL used in all rounds, divided by the answered requests: it depends less
 - The brief's stack and the two limits answer the four fields in one request made for that.
 - What each query field costs the API is in [FIELDS.md](FIELDS.md).
 - A hundred million rows, in one table and in partitions, are in [ROWS.md](ROWS.md).
+- A million prices as a file, and a thousand instants, are in [EXPORTS.md](EXPORTS.md).
 """
 
 

@@ -145,13 +145,13 @@ async def measure(dsn: str, shape: str, rows: int) -> dict[str, str]:
         await connection.execute("create extension pg_stat_statements")
         if shape != SHAPES[0]:
             await _partition(connection)
-        found = await _load(connection, dsn, history)
+        found = await load(connection, dsn, history)
         found |= await _sizes(connection)
         settings = load_settings(database_url=dsn, redis_url="redis://127.0.0.1")
         async with create_pool(settings, name="bench", size=1, statement_seconds=60) as pool:
             for name, ask in history.questions().items():
                 try:
-                    found[name] = f"{await _database_time(connection, pool, ask):,.0f} µs"
+                    found[name] = f"{await database_time(connection, pool, ask):,.0f} µs"
                 except StorageUnavailable:
                     found[name] = "given up"
                 print(shape, name, found[name], flush=True)
@@ -188,7 +188,7 @@ async def _partition(connection: Connection) -> None:
         await connection.execute(row["sql"])
 
 
-async def _load(connection: Connection, dsn: str, history: History) -> dict[str, str]:
+async def load(connection: Connection, dsn: str, history: History) -> dict[str, str]:
     """All rows without indexes and triggers, then the indexes, then a vacuum as autovacuum would have done by then."""
     await connection.execute("alter table prices drop constraint prices_pkey; drop index prices_by_batch")
     await connection.execute("alter table prices disable trigger user")
@@ -243,7 +243,7 @@ async def _sizes(connection: Connection) -> dict[str, str]:
     return {"rows on disk": f"{row['rows'] / MIB:,.0f} MiB", "indexes on disk": f"{row['indexes'] / MIB:,.0f} MiB"}
 
 
-async def _database_time(watcher: Connection, pool: Pool, ask: Ask) -> float:
+async def database_time(watcher: Connection, pool: Pool, ask: Ask) -> float:
     """Median µs of execution by PostgreSQL's own clock, statements prepared, pages in memory as far as they fit."""
     began = time.monotonic()
     await ask(pool)

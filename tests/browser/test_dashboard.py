@@ -1,5 +1,6 @@
 """The dashboard at `/` in normal operation: it shows what the database holds."""
 
+import csv
 import gzip
 import json
 import re
@@ -109,7 +110,7 @@ async def test_the_change_is_that_of_the_stored_prices(stack: Stack, dashboard: 
     assert match
     before = Decimal(match[1].replace(",", ""))
     hour_ago = datetime.now(UTC) - timedelta(hours=1)
-    nearby = await stored(stack, "btc_usd", hour_ago - timedelta(minutes=5), hour_ago + timedelta(seconds=30))
+    nearby = await stored(stack, "btc_usd", hour_ago - timedelta(seconds=30), hour_ago + timedelta(minutes=5))
     assert plain(before) in {price for _, price, _ in nearby}
     change = Decimal(latest) - before
     sign = "+" if change > 0 else "\u2212" if change < 0 else "±"
@@ -159,6 +160,28 @@ async def test_the_chart_is_read_by_keyboard(stack: Stack, dashboard: Dashboard,
     assert urlsplit(page.url).query == "range=6h&ticker=eth_usd&interval=AUTO&form=candles"
     await expect(page.locator("#rows")).not_to_be_visible()
     await take_picture(dashboard, tmp_path, "candles")
+
+
+async def test_the_shown_period_is_downloaded(stack: Stack, dashboard: Dashboard) -> None:
+    page = dashboard.page
+    link = page.get_by_role("link", name="Download CSV")
+    for form, columns in (("Line", ["timestamp", "price", "source"]), ("Candles", ["start", "close", "samples"])):
+        await page.get_by_role("radio", name=form).check()
+        await expect(link).to_have_attribute("href", re.compile(f"/{'prices' if form == 'Line' else 'candles'}"))
+        async with page.expect_download() as downloading:
+            await link.click()
+        download = await downloading.value
+        assert re.fullmatch(
+            r"btc_usd_(prices|candles_ONE_MINUTE)_\d{8}T\d{6}Z_\d{8}T\d{6}Z\.csv", download.suggested_filename
+        )
+        with Path(await download.path()).open(newline="", encoding="utf-8") as file:
+            found = [[row[name] for name in columns] for row in csv.DictReader(file)]
+        assert found
+        if form == "Line":
+            given = parse_qs(urlsplit(download.url).query)
+            first, last = (datetime.fromisoformat(given[name][0]) for name in ("from", "to"))
+            shown = await stored(stack, "btc_usd", first, last)
+            assert [(datetime.fromisoformat(at), price, source.lower()) for at, price, source in found] == shown
 
 
 async def test_the_graphql_of_each_panel_runs(stack: Stack, dashboard: Dashboard) -> None:
@@ -373,6 +396,11 @@ async def test_if_reads_need_a_token_the_page_asks_for_it_once(browser: Browser,
     await page.get_by_role("button", name="Fetch now").click()
     await expect(page.locator("#fetching-headline")).to_have_text("Fetched: every price is stored.", timeout=20_000)
     assert {request.headers.get("authorization") for request in asked} == {f"Bearer {TOKEN}"}
+    async with page.expect_download() as downloading:
+        await page.get_by_role("link", name="Download CSV").click()
+    download = await downloading.value
+    assert download.suggested_filename.startswith("btc_usd_candles_ONE_MINUTE_")
+    assert Path(await download.path()).read_text(encoding="utf-8").startswith("ticker,start,open,")
     assert TOKEN not in await page.evaluate(KEPT)
     await dashboard.close(but_outages=True)
 

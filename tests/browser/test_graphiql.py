@@ -16,7 +16,15 @@ from tests.integration.local.test_stack import Demo
 
 pytestmark = pytest.mark.timeout(300)
 
-TABS = ["LatestPrices", "PriceHistory", "PeriodWithCoverage", "FetchPrices", "LivePrices"]
+TABS = [
+    "LatestPrices",
+    "PriceHistory",
+    "PeriodWithCoverage",
+    "PricesAt",
+    "Statistics",
+    "FetchPrices",
+    "LivePrices",
+]
 TICKERS = ["btc_usd", "eth_usd"]
 QUERY = "query Mine($ticker: String!) { latestPrice(ticker: $ticker) { ticker } }"
 ADDRESS = "/graphql?" + urlencode({"query": QUERY, "variables": '{"ticker":"eth_usd"}'})
@@ -133,6 +141,18 @@ async def test_each_example_runs(visitor: Visitor) -> None:
     assert times
     assert variables["fromDt"][:19] <= times[0] < times[-1] <= variables["toDt"][:19]
 
+    await graphiql.go_to("PricesAt")
+    await graphiql.run()
+    answer = await graphiql.result()
+    asked = json.loads(await graphiql.text("variables.json"))["at"]
+    assert [row["at"][:19] for row in answer["data"]["pricesAt"]] == [at[:19] for at in asked]
+    assert answer["data"]["pricesAt"][-1]["price"]["timestamp"][:19] <= asked[-1][:19]
+
+    await graphiql.go_to("Statistics")
+    await graphiql.run()
+    statistics = (await graphiql.result())["data"]["statistics"]
+    assert statistics["samples"] == statistics["coverage"]["present"] > 0
+
     await graphiql.go_to("FetchPrices")
     await graphiql.run("FetchPrices")
     job = (await graphiql.result())["data"]["fetchPrices"]
@@ -157,9 +177,9 @@ async def test_tabs_of_a_returning_reader_are_their_own(visitor: Visitor) -> Non
     await expect(graphiql.tabs.first).to_have_text("Mine")
     await graphiql.go_to("PriceHistory")
     await graphiql.page.locator(".graphiql-tab", has_text="PriceHistory").get_by_label("Close Tab").click()
-    await expect(graphiql.tabs).to_have_count(4)
+    await expect(graphiql.tabs).to_have_count(6)
     stored = "JSON.parse(localStorage.getItem('graphiql:tabState')).tabs.map(tab => tab.title).join()"
-    mine = ["Mine", "PeriodWithCoverage", "FetchPrices", "LivePrices"]
+    mine = ["Mine", *TABS[2:]]
     await until(graphiql.page, f"{stored} === '{','.join(mine)}'")
     await graphiql.page.close()
 

@@ -4,6 +4,8 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 
+import orjson
+
 from shared.grid import EPOCH
 from shared.storage.database import Statement
 from shared.storage.gaps import gaps
@@ -20,7 +22,8 @@ def _gaps_between(lower: str, upper: str) -> str:
     return re.sub(r"\$\d", lambda found: moved.get(found[0], found[0]), statement.sql)
 
 
-# $1 ticker, $2 instants, $3 tolerance in seconds or null, $4 now or null, $5 interval in seconds without a schedule.
+# $1 ticker, $2 instants as the text of an array, $3 tolerance in seconds or null, $4 now or null, $5 interval
+# in seconds without a schedule.
 _PRICES_AT = f"""
     with grid as (
         select
@@ -28,11 +31,9 @@ _PRICES_AT = f"""
             -- A bit for each second of a minute that is a slot: a step divides the minute, or is a multiple of it.
             rpad('', 60, rpad('1', interval_seconds, '0'))::bit(60) as slots
         from ({SCHEDULE}) as schedule
-    ), asked as (
+    ), asked as materialized (
         select at, position, coalesce(make_interval(secs => $3), {STALE_INTERVALS} * step) as tolerance
-        from unnest($2::timestamptz[]) with ordinality as instant (given, position)
-        -- asyncpg sends Python's first and last instant as infinities.
-        cross join lateral (select greatest('0001-01-01Z', least('9999-12-31T23:59:59.999999Z', given)) as at) as finite
+        from unnest($2::text::timestamptz[]) with ordinality as instant (at, position)
         cross join lateral (
             -- Of the schedule in force. Before the first schedule, its interval.
             select coalesce(
@@ -114,7 +115,8 @@ _PRICES_AT = f"""
                 'infinity'
             ) as upper
         from missing
-    ), gap as (
+    ), gap as materialized (
+        -- Once for all instants between the same bounds.
         select bounds.*, gap.*
         from (select distinct lower, upper from hole) as bounds
         cross join lateral ({_gaps_between("bounds.lower", "bounds.upper")}) as gap
@@ -150,4 +152,6 @@ def prices_at(
     `tolerance_seconds`: two intervals of the schedule in force if it is `None`. `interval_seconds`: the interval
     without any schedule. `now` is PostgreSQL's clock unless it is given.
     """
-    return Statement(_PRICES_AT, (ticker, list(instants), tolerance_seconds, now, interval_seconds), expires=True)
+    # As text, because asyncpg encodes instants one by one, which took a third of the CPU time of a request for 100.
+    written = f"{{{orjson.dumps(list(instants)).decode()[1:-1]}}}"
+    return Statement(_PRICES_AT, (ticker, written, tolerance_seconds, now, interval_seconds), expires=True)

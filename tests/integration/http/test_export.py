@@ -170,8 +170,9 @@ async def test_without_postgresql_there_is_an_error_and_no_file(settings: Settin
 
 
 @pytest.fixture
-async def many(pool: Pool, settings: Settings) -> AsyncIterator[Connection]:
-    """A file of 28 MB. The rows have no candles, because nothing here asks for them."""
+async def many(pool: Pool, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Connection]:
+    """A file of 28 MB, at full speed. The rows have no candles, because nothing here asks for them."""
+    monkeypatch.setattr("server.http.export.MAX_BYTES_PER_SECOND", 10**9)
     connection: Connection = await asyncpg.connect(settings.database_url)
     await connection.execute("set session_replication_role = replica")
     await connection.execute(

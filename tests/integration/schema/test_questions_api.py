@@ -3,9 +3,14 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import orjson
 import pytest
 
+from server.compiled.execution import Compiled
+from server.metrics import Metrics
+from server.protection.admission import Admission
 from server.reads.context import Context
+from server.schema.documents import GraphQLRequest
 from server.schema.root import schema
 from shared.grid import slot_of
 from shared.storage.database import Pool, fetch
@@ -266,3 +271,15 @@ async def test_a_thousand_instants_and_no_more(context: Context) -> None:
 async def test_instants_count_among_the_rows_of_a_request(context: Context) -> None:
     result = await ask_instants(context, 1000, 21)
     assert {error.extensions["code"] for error in result.errors} == {"QUERY_TOO_COMPLEX"}
+
+
+async def test_a_question_about_a_thousand_instants_is_remembered(context: Context) -> None:
+    query = 'query ($at: [DateTime!]!) { pricesAt(ticker: "btc_usd", at: $at) { at } }'
+    at = [(NOON + MINUTE * n).isoformat(timespec="microseconds") for n in range(1000)]
+    asked = GraphQLRequest(query, None, {"at": at})
+    compiled = Compiled(schema, Metrics())
+    answer = await compiled.text(context, asked, Admission(context.pool))
+    request = compiled.find(orjson.dumps(tuple(asked)))
+    assert request is not None
+    assert request.kept is not None
+    assert request.kept.body.decode() == answer

@@ -16,7 +16,7 @@ import { choiceOfAddress, keepInAddress, labelOf, RANGES, resolve } from "./char
 import { Controls } from "./chart/controls";
 import { Cursor } from "./chart/cursor";
 import { History } from "./chart/history";
-import { variablesOf } from "./chart/rows";
+import { exportOf, variablesOf } from "./chart/rows";
 import type { Scene } from "./chart/scene";
 import { holesOf, itemsOf, stretchesOf } from "./chart/stretches";
 import { Table } from "./chart/table";
@@ -27,6 +27,7 @@ import { isStale, type Known, Tickers } from "./data/tickers";
 import { Access } from "./panels/access";
 import { Cards, title } from "./panels/cards";
 import { Completeness } from "./panels/completeness";
+import { Download } from "./panels/download";
 import { Fetching } from "./panels/fetching";
 import { Status } from "./panels/status";
 import { grouped } from "./text/decimal";
@@ -77,6 +78,7 @@ const cursor = new Cursor(chart, byId("chart"));
 const completeness = new Completeness(byId("completeness-panel"));
 const table = new Table();
 new Fetching(live);
+new Download();
 new Access(() => {
   live.retryNow();
   void refresh();
@@ -207,6 +209,7 @@ function link(): void {
     "prices-query": inGraphiQL(TICKERS),
     "live-query": inGraphiQL(PRICE_UPDATES, { tickers: null, since: tickers.seenUntil, after: null }),
     "chart-query": rows,
+    "chart-download": exportOf(history.period, history.interval),
     "completeness-query": inGraphiQL(COVERAGE, variables),
   };
   for (const [id, href] of Object.entries(links)) byId<HTMLAnchorElement>(id).href = href;

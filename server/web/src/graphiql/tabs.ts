@@ -79,6 +79,63 @@ query PeriodWithCoverage(
 }
 `;
 
+const PRICES_AT = `# The price that held at each instant, and the
+# gap that explains why there is none.
+query PricesAt($ticker: String!, $at: [DateTime!]!) {
+  pricesAt(ticker: $ticker, at: $at) {
+    at
+    ageSeconds
+    price {
+      price
+      timestamp
+    }
+    gap {
+      fromDt
+      toDt
+      reason
+    }
+  }
+}
+`;
+
+const STATISTICS = `# Change, average and volatility of a period.
+query Statistics(
+  $ticker: String!
+  $fromDt: DateTime!
+  $toDt: DateTime!
+) {
+  statistics(
+    ticker: $ticker
+    fromDt: $fromDt
+    toDt: $toDt
+  ) {
+    open {
+      price
+    }
+    high {
+      price
+      timestamp
+    }
+    low {
+      price
+      timestamp
+    }
+    close {
+      price
+    }
+    change
+    changePercent
+    twap
+    realizedVolatility
+    samples
+    coverage {
+      expected
+      present
+    }
+  }
+}
+`;
+
 const FETCH = `# Run FetchPrices. The page copies the job's id
 # into the variables for FetchProgress.
 mutation FetchPrices($tickers: [String!]) {
@@ -140,6 +197,8 @@ export async function exampleTabs(url: string): Promise<Tab[]> {
     tab(LATEST, { tickers: names }),
     tab(HISTORY, { ticker, limit: 10, before: null }),
     tab(PERIOD, { ticker, fromDt: instant(slot - PERIOD_SECONDS), toDt: instant(slot) }),
+    tab(PRICES_AT, { ticker, at: [3, 2, 1, 0].map((n) => instant(slot - (n * PERIOD_SECONDS) / 3)) }),
+    tab(STATISTICS, { ticker, fromDt: instant(slot - PERIOD_SECONDS), toDt: instant(slot) }),
     tab(FETCH, { tickers: names, id: "" }),
     tab(LIVE, { tickers: names, since: instant(slot - 2 * interval), after: null }),
   ];

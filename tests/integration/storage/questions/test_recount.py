@@ -2,12 +2,14 @@
 
 import random
 from dataclasses import fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
+import asyncpg
 import pytest
 
+from shared.config.settings import Settings
 from shared.grid import slot_of
 from shared.storage.database import Pool
 from shared.storage.missed_slots import GapReason, MissedSlot, insert_missed_slots
@@ -71,6 +73,20 @@ async def check_prices_at(
         found.append(recount.PriceAt(row["at"], price, gap))
     assert found == [recount.price_at(prices, schedules, gaps, at, seconds, now) for at in instants]
     return found
+
+
+async def test_instants_mean_the_same_in_any_session(pool: Pool, settings: Settings) -> None:
+    """They are sent as text."""
+    nepal, marquesas = timezone(timedelta(hours=5, minutes=45)), timezone(-timedelta(hours=9, minutes=30))
+    instants = [FIRST, LAST, datetime(987, 6, 5, 4, 3, 2, 1, UTC), datetime(2026, 2, 3, 4, 5, 6, 700, marquesas)]
+    instants += [datetime(2026, 3, 2, tzinfo=nepal), NOON - MICROSECOND, NOON, NOON]
+    statement = prices_at("btc_usd", instants, None, 60)
+    for style, zone in (("ISO, YMD", "UTC"), ("SQL, DMY", "Asia/Kathmandu"), ("German", "America/New_York")):
+        session = {"datestyle": style, "timezone": zone}
+        connection = await asyncpg.connect(settings.database_url, server_settings=session)
+        rows = await connection.fetch(statement.sql, *statement.parameters)
+        await connection.close()
+        assert [row["at"] for row in rows] == instants
 
 
 @pytest.mark.parametrize("seed", range(24))

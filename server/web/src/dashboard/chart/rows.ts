@@ -3,7 +3,7 @@
 import { ask, type Asking } from "../data/api";
 import { type Candle, CANDLES, COVERAGE, type Coverage, EXPECTED, FIRST_SLOT, MAX_LIMIT, type Price, PRICES, SOURCES } from "../data/documents";
 import { SECOND, print } from "../text/time";
-import { CANDLES as LENGTHS, type CandleInterval } from "./choice";
+import { CANDLES as LENGTHS, type CandleInterval, type Interval } from "./choice";
 
 export interface Period {
   ticker: string;
@@ -17,6 +17,14 @@ type Stamped = Pick<Price, "timestamp">;
 
 export function variablesOf({ ticker, from, to }: Period): { ticker: string; fromDt: string; toDt: string } {
   return { ticker, fromDt: print(from), toDt: print(to) };
+}
+
+/** The address of the period's file. */
+export function exportOf({ ticker, from, to }: Period, interval: Interval): string {
+  const given = { ticker, from: print(from), to: print(to) };
+  return interval === "PRICES"
+    ? `export/prices.csv?${new URLSearchParams(given)}`
+    : `export/candles.csv?${new URLSearchParams({ ...given, interval })}`;
 }
 
 /** Oldest first; `after` is exclusive. */

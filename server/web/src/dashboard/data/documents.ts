@@ -120,12 +120,14 @@ export const FIRST_SLOT = `query FirstSlot($ticker: String!, $fromDt: DateTime!,
   first: coverage(ticker: $ticker, fromDt: $slot, toDt: $toDt) { expected }
 }`;
 
-/** The newest price before an instant, for several tickers: `p0` with `$t0` and `$b0`, `p1` … */
-export function pricesBefore(count: number): string {
+/** The first price of a period, for several tickers: `s0` with `$t0`, `$a0` and `$b0`, `s1` … */
+export function openPrices(count: number): string {
   const numbers = [...Array(count).keys()];
-  const variables = numbers.map((n) => `$t${n}: String!, $b${n}: DateTime!`).join(", ");
-  const fields = numbers.map((n) => `  p${n}: priceHistory(ticker: $t${n}, limit: 1, before: $b${n}) { price timestamp }`);
-  return `query PricesBefore(${variables}) {\n${fields.join("\n")}\n}`;
+  const variables = numbers.map((n) => `$t${n}: String!, $a${n}: DateTime!, $b${n}: DateTime!`).join(", ");
+  const fields = numbers.map(
+    (n) => `  s${n}: statistics(ticker: $t${n}, fromDt: $a${n}, toDt: $b${n}) { open { price timestamp } }`,
+  );
+  return `query OpenPrices(${variables}) {\n${fields.join("\n")}\n}`;
 }
 
 /** The newest gaps of several tickers until `$toDt`: `c0` with `$t0` and `$f0`, `c1` … */

@@ -2,7 +2,7 @@
 
 import { DAY, HOUR, justAfter, MINUTE, now, parse, print, SECOND, setServerClock } from "../text/time";
 import { ask } from "./api";
-import { type Gap, type Price, type Ticker, pricesBefore, recentGaps, TICKERS } from "./documents";
+import { type Gap, type Price, type Ticker, openPrices, recentGaps, TICKERS } from "./documents";
 import { readUnknownIndices } from "./readiness";
 
 export const SPANS = { "1 h": HOUR, "24 h": DAY } as const;
@@ -12,7 +12,7 @@ export interface Known {
   name: string;
   interval: number;
   latest: Price | null;
-  /** The price at the start of each span; `null` if there was none, `undefined` until it is read. */
+  /** The first price of each span; `null` if it is too late in it, `undefined` until it is read. */
   before: Partial<Record<Span, Price | null>>;
   /** How far back the history is being filled; null when it is there. */
   fillingTo: string | null;
@@ -62,20 +62,24 @@ export class Tickers {
   async compare(): Promise<void> {
     if (now() - this.comparedAt < COMPARISONS_LAST) return;
     const wanted = this.all.flatMap(({ name, latest }) =>
-      latest ? SPAN_NAMES.map((span) => ({ name, span, at: parse(latest.timestamp) - SPANS[span] })) : [],
+      latest ? SPAN_NAMES.map((span) => ({ name, span, to: parse(latest.timestamp) })) : [],
     );
     if (wanted.length === 0) return;
     this.comparedAt = now();
     for (let start = 0; start < wanted.length; start += ALIASES) {
       const part = wanted.slice(start, start + ALIASES);
-      const variables = part.flatMap(({ name, at }, n) => [[`t${n}`, name], [`b${n}`, justAfter(at)]]);
-      const answer = await ask<Record<string, Price[]>>(pricesBefore(part.length), Object.fromEntries(variables));
-      part.forEach(({ name, span, at }, n) => {
-        const found = answer[`p${n}`]?.[0];
+      const variables = part.flatMap(({ name, span, to }, n) => [
+        [`t${n}`, name],
+        [`a${n}`, print(to - SPANS[span])],
+        [`b${n}`, justAfter(to)],
+      ]);
+      const answer = await ask<Record<string, { open: Price | null }>>(openPrices(part.length), Object.fromEntries(variables));
+      part.forEach(({ name, span, to }, n) => {
+        const open = answer[`s${n}`]?.open;
         const known = this.known.get(name)!;
-        // A price that was already old at that instant is no basis for comparison.
+        // A price from long after the span's beginning is no basis for comparison.
         const reach = Math.max(STALE_INTERVALS * known.interval, SPANS[span] / 12);
-        known.before[span] = found && at - parse(found.timestamp) <= reach ? found : null;
+        known.before[span] = open && parse(open.timestamp) - (to - SPANS[span]) <= reach ? open : null;
       });
     }
   }
