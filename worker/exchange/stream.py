@@ -25,7 +25,7 @@ from shared.errors import describe
 from shared.telemetry.metrics import Labels, counter, gauge
 from worker.exchange.errors import DeribitError, printable
 from worker.exchange.http import Observation
-from worker.exchange.sockets.connection import SILENT_SECONDS, Connection
+from worker.exchange.sockets.connection import DEAD_SECONDS, SILENT_SECONDS, Connection
 from worker.exchange.sockets.feed import MAX_SKEW, Feed
 
 logger = logging.getLogger(__name__)
@@ -167,6 +167,7 @@ class Stream(Collector):
                         backoff = FIRST_BACKOFF_SECONDS
                 self._replaced[cause] += 1
                 if cause == AGED:
+                    logger.info("stream socket %d is replaced, %s: %s", number + 1, cause, why)
                     continue
                 pause = backoff * random.uniform(0.75, 1.25)  # noqa: S311
                 backoff = min(backoff * 2, LONGEST_BACKOFF_SECONDS)
@@ -199,10 +200,12 @@ class Stream(Collector):
             for ticker, is_lagging in connection.silent(SILENT_SECONDS):
                 if is_lagging:
                     return LAGGING, f"{ticker}: its clock differs from ours by more than {MAX_SKEW.total_seconds():g} s"
-                if ticker not in self._locked:
+                if self.state_of(ticker) is None:
                     return SILENT, f"{ticker}: no price for {SILENT_SECONDS:g} s"
+            if connection.is_dead():
+                return SILENT, f"no message for {DEAD_SECONDS:g} s"
             if loop.time() >= old_at:
-                return AGED, ""
+                return AGED, "as planned"
             if loop.time() >= ask_again_at and (missing := [name for name in self._feeds if not connection.has(name)]):
                 ask_again_at = loop.time() + ASK_AGAIN_SECONDS
                 try:

@@ -119,6 +119,7 @@ class Socket:
         "The timestamp of the newest message sent, of each index subscribed to."
         self._states: list[dict[str, Any]] = []
         self._heartbeat: float | None = None
+        self._is_tested = False
 
     def cut(self) -> None:
         """Without a closing handshake, as a lost network does. ASGI cannot express that, so this uses uvicorn's own."""
@@ -140,6 +141,8 @@ class Socket:
             result = self._subscribe(params["channels"])
         elif method == "public/set_heartbeat":
             self._heartbeat, result = float(params["interval"]), "ok"
+        elif method == "public/test":
+            self._is_tested = False
         us_out = self._stream.simulator.now_us()
         clock = {"usIn": us_in, "usOut": us_out, "usDiff": us_out - us_in, "testnet": True}
         await self._send({"jsonrpc": "2.0", "id": number, "result": result} | clock)
@@ -167,7 +170,10 @@ class Socket:
                 await self._send_states()
                 await self._send_prices()
                 if self._heartbeat and loop.time() - beat_at > self._heartbeat:
-                    beat_at = loop.time()
+                    if self._is_tested:
+                        self.cut()
+                        return
+                    beat_at, self._is_tested = loop.time(), True
                     await self._send({"jsonrpc": "2.0", "method": "heartbeat", "params": {"type": "test_request"}})
                 await asyncio.sleep((_STEP_MS - self._stream.simulator.now_us() / 1000 % _STEP_MS) / 1000)
 

@@ -15,6 +15,7 @@ from shared.storage.prices import Price, PriceSource
 from tests.integration.examples import select_all_missed_slots, select_all_prices
 from tests.integration.jobs.test_slots import arguments_of, given_prices, running_slot
 from worker.context import Worker
+from worker.exchange.errors import DeribitError
 from worker.exchange.http import Observation
 from worker.exchange.stream import CALL_SPACING_MS, Stream
 from worker.jobs.requested import fetch_prices
@@ -40,6 +41,24 @@ async def test_a_slot_is_stored_as_the_stream_gave_it_and_http_has_the_rest(
     ]
     assert simulator.requests == {("get_index_price", "eth_usd"): 1}
     assert worker.stream.slots == {"stream": 1, "http": 1}
+
+
+async def test_a_message_that_comes_while_http_fails_is_stored(
+    worker: Worker, simulator: Simulator, ctx: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slot = await running_slot(worker)
+
+    async def fail(ticker: str) -> Observation:
+        worker.stream.receive(Observation(ticker, Decimal("91234.56"), worker.clock.now(), testnet=False))
+        raise DeribitError("HTTP_502", "simulated")
+
+    monkeypatch.setattr(worker.live, "observe", fail)
+    await fetch_slot(ctx, *arguments_of(ctx, slot))
+    assert [(price.ticker, price.timestamp) for price in await select_all_prices(worker.pool)] == [
+        ("btc_usd", slot),
+        ("eth_usd", slot),
+    ]
+    assert await select_all_missed_slots(worker.pool) == []
 
 
 async def test_a_slot_that_is_over_still_gets_the_streams_price(

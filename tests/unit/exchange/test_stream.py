@@ -16,6 +16,7 @@ from shared.local.servers import free_port
 from tests.unit.replies import settings_for
 from worker.exchange import stream as stream_module
 from worker.exchange.http import Observation
+from worker.exchange.sockets import connection as connection_module
 from worker.exchange.stream import Stream
 from worker.simulator.app import create_app
 from worker.simulator.prices import spot_price
@@ -228,13 +229,27 @@ async def test_the_platforms_state_is_known_while_it_lasts(run: Callable[..., St
     await exchange.switch(maintenance=True)
     await until(lambda: stream.state_of("eth_usd") is not None)
     assert stream.state_of("eth_usd") == "MAINTENANCE: the exchange announced a maintenance"
+    await asyncio.sleep(1.5)  # so is each index during a maintenance
+    assert values(stream, "stream_reconnects_total")["silent"] == 0
     await exchange.switch()
     await until(lambda: stream.state_of("btc_usd") is None and stream.state_of("eth_usd") is None)
 
 
-async def test_an_old_socket_is_replaced_before_it_is_closed(
-    run: Callable[..., Stream], monkeypatch: pytest.MonkeyPatch, exchange: Exchange
+async def test_a_socket_that_died_during_a_maintenance_is_replaced(
+    run: Callable[..., Stream], exchange: Exchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(connection_module, "DEAD_SECONDS", 1.0)
+    stream = run()
+    await both_open(stream)
+    await exchange.switch(maintenance=True)
+    await until(lambda: values(stream, "stream_reconnects_total")["silent"] > 0)
+    assert stream.state_of("btc_usd") is not None
+
+
+async def test_an_old_socket_is_replaced_before_it_is_closed(
+    run: Callable[..., Stream], monkeypatch: pytest.MonkeyPatch, exchange: Exchange, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr(stream_module, "LIFE_SECONDS", 0.6)
     stream = run()
     await both_open(stream)
@@ -247,6 +262,7 @@ async def test_an_old_socket_is_replaced_before_it_is_closed(
 
     await until(is_replaced)
     assert fewest == 2
+    assert "stream socket 1 is replaced, aged: as planned" in caplog.text
     assert (await exchange.switch())["sockets"] <= 4
 
 

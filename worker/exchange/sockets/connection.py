@@ -23,6 +23,8 @@ SILENT_SECONDS = 3.0
 ANSWER_SECONDS = 5.0
 _HEARTBEAT_SECONDS = 10
 "The least that the exchange takes."
+DEAD_SECONDS = 2.5 * _HEARTBEAT_SECONDS
+"A socket without any message for so long is dead, whatever is known of its indices."
 _CHANNELS_A_CALL = 250
 "The exchange takes 500, but no call of more than 32 kB, and a name may have 64 characters."
 _MAX_MESSAGE_BYTES = 64 * 1024
@@ -60,6 +62,7 @@ class Connection:
         self._lagging: set[str] = set()
         self._well_at: float | None = None
         "The loop's time at which every index had been heard."
+        self._alive_at = asyncio.get_running_loop().time()
         self.reading = asyncio.create_task(self._read())
         "Its result says why the socket has ended."
 
@@ -113,6 +116,9 @@ class Connection:
         since = asyncio.get_running_loop().time() - silent_for
         return [(ticker, ticker in self._lagging) for ticker, at in self._heard_at.items() if at < since]
 
+    def is_dead(self) -> bool:
+        return asyncio.get_running_loop().time() - self._alive_at > DEAD_SECONDS
+
     def was_well_for(self, seconds: float) -> bool:
         """Whether it has carried every index, and lived so long after that."""
         return self._well_at is not None and asyncio.get_running_loop().time() - self._well_at >= seconds
@@ -147,6 +153,7 @@ class Connection:
     async def _read(self) -> str:
         try:
             async for text in self._socket:
+                self._alive_at = asyncio.get_running_loop().time()
                 try:
                     # Decimals from the text, because a float loses digits.
                     await self._take(json.loads(text, parse_float=Decimal, parse_constant=Decimal))
