@@ -183,7 +183,7 @@ async def _prepare(dsn: str) -> list[list[str]]:
 
 
 def main() -> None:
-    cores = share_out(sorted(os.sched_getaffinity(0)))
+    cores, cpu = share_out(sorted(os.sched_getaffinity(0))), describe_cpu()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -207,7 +207,7 @@ def main() -> None:
             valkey.stop()
             postgres.stop()
     head = "# A million prices as a file, and a thousand instants in ten million rows\n\n"
-    head += f"{describe_cpu()}, {datetime.now(UTC):%Y-%m-%d}, commit {commit()}.\n\n"
+    head += f"{cpu}, {datetime.now(UTC):%Y-%m-%d}, commit {commit()}.\n\n"
     tables = f"{as_markdown(exports)}\n\n{as_markdown(instants)}\n"
     method = METHOD.format(exports=EXPORTS, rate=RATE, connections=CONNECTIONS)
     FILE.write_text(head + tables + method, encoding="utf-8")
