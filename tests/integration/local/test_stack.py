@@ -37,7 +37,14 @@ class Demo:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "shared.local", mode],
                 cwd=folder,  # which has no .env
-                env={**inherited, "PYTHONPATH": str(ROOT), "DATA_DIR": str(folder), "PORT": str(port), **env},
+                env={
+                    **inherited,
+                    "PYTHONPATH": str(ROOT),
+                    "DATA_DIR": str(folder),
+                    "PORT": str(port),
+                    "HISTORY_FROM": "",  # filling weeks takes a third of a core
+                    **env,
+                },
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
