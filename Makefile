@@ -59,8 +59,8 @@ demo: prepared
 
 # The fault tests mostly wait, so four run at a time. They come last, so that they do not slow down the others.
 test: prepared
-	@# The longest files first. Four on two cores, because tests wait.
-	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder tests/browser tests/fuzz tests/integration/local tests/integration tests/unit
+	@# The longest files first.
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/browser tests/integration/local tests/integration tests/unit tests/fuzz
 	@$(BIN)/python -m pytest -n 4 tests/faults
 
 faults: .venv/installed

@@ -83,6 +83,7 @@ async def pool(_pool: Pool) -> AsyncIterator[Pool]:
 @pytest.fixture
 async def redis(settings: Settings) -> AsyncIterator[ArqRedis]:
     async with open_redis(settings, retries=1) as redis:
+        await redis.flushdb()  # tests without this fixture may have left jobs
         yield redis
         await redis.flushdb()
 

@@ -151,7 +151,7 @@ async def test_each_example_runs(visitor: Visitor) -> None:
     await graphiql.go_to("Statistics")
     await graphiql.run()
     statistics = (await graphiql.result())["data"]["statistics"]
-    assert statistics["samples"] == statistics["coverage"]["present"] > 0
+    assert statistics["samples"] >= statistics["coverage"]["present"] > 0
 
     await graphiql.go_to("FetchPrices")
     await graphiql.run("FetchPrices")

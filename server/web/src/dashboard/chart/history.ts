@@ -95,7 +95,7 @@ export class History {
     return this.choice?.ticker === ticker;
   }
 
-  /** Read the rows after the newest one. Raises `ApiError`. */
+  /** Read the rows after the newest one, unless another read begins meanwhile. Raises `ApiError`. */
   async catchUp(): Promise<void> {
     const newest = this.prices.at(-1)?.timestamp ?? this.candles.at(-1)?.start;
     if (this.error || newest === undefined) return this.reload();
@@ -104,10 +104,14 @@ export class History {
       this.changedSince = Math.min(this.changedSince, parse(newest));
       return this.readLastCandles();
     }
-    const fresh = await readPrices(this.period, newest, { signal });
-    signal.throwIfAborted();
-    fresh.forEach((price) => insertRow(this.prices, price));
-    this.onChange();
+    try {
+      const fresh = await readPrices(this.period, newest, { signal });
+      signal.throwIfAborted();
+      fresh.forEach((price) => insertRow(this.prices, price));
+      this.onChange();
+    } catch (error) {
+      if (!isAbort(error)) throw error;
+    }
   }
 
   /** Add a price that was just stored, if the shown period contains it. */
