@@ -29,7 +29,7 @@ async def browser() -> AsyncIterator[Browser]:
         pytest.skip("there is no Chromium")
     async with async_playwright() as playwright:
         # The sandbox does not start as root, and the tests open only our own pages.
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         await browser.close()
 

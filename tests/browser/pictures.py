@@ -64,7 +64,7 @@ async def until_ready(demo: Demo) -> None:
 async def take_pictures(url: str) -> None:
     async with async_playwright() as playwright:
         # Its sandbox does not start as root, and the only page here is ours.
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         for scheme in ("light", "dark"):
             await take_picture(browser, url, scheme)
         await browser.close()
