@@ -86,7 +86,7 @@ async def test_a_stored_price_appears_with_every_digit_and_without_a_reload(stac
         rows = await dashboard.rows()
         return rows != [] and rows[-1][0] >= row[0] and rows == await stored(stack, "btc_usd", rows[0][0], rows[-1][0])
 
-    await until(is_drawn, "the chart's newest price", seconds=3)
+    await until(is_drawn, "the chart's prices, while earlier ones are recovered", seconds=20)
 
 
 async def test_the_change_is_that_of_the_stored_prices(stack: Stack, dashboard: Dashboard) -> None:

@@ -92,11 +92,10 @@ async def test_a_long_price_never_breaks_inside_a_group_of_digits(
         await expect(dashboard.page.locator(".tip")).to_contain_text(f"{Decimal(price):,f}")
         for width in (320, 360, 768, 1280):
             await dashboard.page.set_viewport_size({"width": width, "height": 800})
+            await take_picture(dashboard, tmp_path, f"{ticker}_{width}")
             assert await dashboard.page.evaluate(BROKEN) == [], (ticker, width)
             lines = await dashboard.card(ticker).locator(".price").evaluate(LINES)
             assert lines == 1 or (len(price) > 20 and lines <= 3), (ticker, width, lines)
-        await dashboard.page.set_viewport_size({"width": 320, "height": 800})
-        await take_picture(dashboard, tmp_path, ticker)
         await dashboard.close()
 
 

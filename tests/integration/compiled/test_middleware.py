@@ -275,7 +275,7 @@ NOTED = ("candles", "coverage", "statistics", "pricesAt", "tickers", "maxAge", "
 "In nearly every run. Rarer shapes are among the ordinary documents below."
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(document=documents(), is_get=st.booleans())
 async def test_the_compiled_answer_is_strawberrys(api: Api, document: tuple[str, dict[str, Any]], is_get: bool) -> None:
     query, variables = document

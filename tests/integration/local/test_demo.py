@@ -25,7 +25,7 @@ def could_be(price: dict[str, Any]) -> set[Decimal]:
 
 @needs_linux
 async def test_the_demo_end_to_end(tmp_path: Path) -> None:
-    demo = Demo(tmp_path, free_port(), FETCH_INTERVAL_SECONDS="2")
+    demo = Demo(tmp_path, free_port(), FETCH_INTERVAL_SECONDS="6")
     try:
         await demo.said("Ready after")
         started = None
@@ -70,8 +70,8 @@ async def test_the_demo_end_to_end(tmp_path: Path) -> None:
         assert (counted["expected"], counted["complete"], counted["gaps"]) == (len(started) - 1, True, [])
         assert sum(candle["samples"] for candle in data["candles"]) >= len(started)
         assert [(t["name"], t["intervalSeconds"], t["stale"]) for t in data["tickers"]] == [
-            ("btc_usd", 2, False),
-            ("eth_usd", 2, False),
+            ("btc_usd", 6, False),
+            ("eth_usd", 6, False),
         ]
         pids = list(demo.children().values())
         demo.process.terminate()
