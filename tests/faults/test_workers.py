@@ -138,7 +138,8 @@ async def test_slots_without_any_worker_are_healed_in_one_run(slow_stack: Stack,
     stack = slow_stack
 
     async def is_filled() -> bool:
-        return (await stack.rows("select count(*) filter (where first_fill_done) from schedules"))[0][0] == len(TICKERS)
+        [row] = await stack.rows("select count(*) filter (where first_fill_done) from schedules")
+        return bool(row[0] == len(TICKERS))
 
     worker = stack.start_worker()
     await stack.start_api()
