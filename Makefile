@@ -57,11 +57,10 @@ run: prepared
 demo: prepared
 	@exec $(BIN)/python -m shared.local demo
 
-# Many tests wait, so more run at a time than there are cores. The folders with the longest files come first, so that
-# no core is idle at the end. The fault tests come last, so that they do not slow down the others.
+# The fault tests mostly wait, so five run at a time. They come last, so that they do not slow down the others.
 test: prepared
-	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder \
-		tests/browser tests/fuzz tests/integration/local tests/integration tests/unit
+	@# The longest files first.
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/browser tests/integration/local tests/integration tests/unit tests/fuzz
 	@$(BIN)/python -m pytest -n 5 tests/faults
 
 faults: .venv/installed
