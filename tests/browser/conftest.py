@@ -34,9 +34,9 @@ async def browser() -> AsyncIterator[Browser]:
         await browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 async def demo(built: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Demo]:
-    """`make demo` with a price a second."""
+    """`make demo` with a price a second. It ends with its module, because it would take CPU time from other tests."""
     demo = Demo(tmp_path_factory.mktemp("demo"), free_port(), FETCH_INTERVAL_SECONDS="1")
     await demo.said("Ready after")
     yield demo

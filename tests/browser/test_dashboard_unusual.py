@@ -62,6 +62,8 @@ BROKEN = """() => {
     }
     return broken;
 }"""
+SETTLED = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 100))))"
+"The layout after a change of the width: the chart and the prices follow it in the next frames."
 LINES = """price => {
     const tops = [];
     const walker = document.createTreeWalker(price, NodeFilter.SHOW_TEXT);
@@ -82,29 +84,36 @@ async def test_a_long_price_never_breaks_inside_a_group_of_digits(
         earlier = {now - 24 * HOUR: price, now - HOUR: str(Decimal(price) / 2)}
         await write(stack, ticker, 60, {**earlier, now: price})
     url = await start_guarded_api(stack, TICKERS=",".join(LONG_PRICES), FETCH_INTERVAL_SECONDS="60")
+    dashboard = await open_dashboard(browser, url, "/?range=6h")
+    page = dashboard.page
+    await dashboard.state("Live")
     for ticker, price in LONG_PRICES.items():
-        dashboard = await open_dashboard(browser, url, f"/?ticker={ticker}&range=6h")
-        await dashboard.state("Live")
+        await dashboard.card(ticker).get_by_role("button").click()
+        await expect(page.locator("#chart-heading")).to_have_text(ticker.upper().replace("_", "/"))
         await expect(dashboard.card(ticker).locator(".price")).to_have_text(f"{Decimal(price):,f}")
         await expect(dashboard.card(ticker).locator(".change")).to_have_count(2)
-        await dashboard.page.locator("#chart").focus()
-        await dashboard.page.keyboard.press("End")
-        await expect(dashboard.page.locator(".tip")).to_contain_text(f"{Decimal(price):,f}")
+        await page.locator("#chart").focus()
+        await page.keyboard.press("End")
+        await expect(page.locator(".tip")).to_contain_text(f"{Decimal(price):,f}")
         for width in (320, 360, 768, 1280):
-            await dashboard.page.set_viewport_size({"width": width, "height": 800})
-            await take_picture(dashboard, tmp_path, f"{ticker}_{width}")
-            assert await dashboard.page.evaluate(BROKEN) == [], (ticker, width)
+            await page.set_viewport_size({"width": width, "height": 800})
+            await page.evaluate(SETTLED)
+            assert await page.evaluate(BROKEN) == [], (ticker, width)
+            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (ticker, width)
             lines = await dashboard.card(ticker).locator(".price").evaluate(LINES)
             assert lines == 1 or (len(price) > 20 and lines <= 3), (ticker, width, lines)
-        await dashboard.close()
+    await take_picture(dashboard, tmp_path, "long")
+    await dashboard.close()
 
 
 async def test_a_table_heading_stands_over_its_numbers(browser: Browser, stack: Stack) -> None:
     await write(stack, "ada_usd", 60, {this_hour(): "0.4"})
     url = await start_guarded_api(stack, TICKERS="ada_usd", FETCH_INTERVAL_SECONDS="60")
-    for form in ("line", "candles"):
-        dashboard = await open_dashboard(browser, url, f"/?range=6h&form={form}")
-        await dashboard.page.locator("#table summary").click()
+    dashboard = await open_dashboard(browser, url, "/?range=6h")
+    await dashboard.page.locator("#table summary").click()
+    for form, second in (("Line", "Price"), ("Candles", "Open")):
+        await dashboard.page.get_by_role("radio", name=form).check()
+        await expect(dashboard.page.locator("#rows th").nth(1)).to_have_text(second)
         await expect(dashboard.page.locator("#rows td").first).to_be_visible()
         edges = await dashboard.page.locator("#rows").evaluate(
             """table => [...table.tHead.rows[0].cells].map((head, index) => {
@@ -116,7 +125,7 @@ async def test_a_table_heading_stands_over_its_numbers(browser: Browser, stack: 
         sides = ["right" if name in numbers else "left" for name, _, _ in edges]
         assert edges == [[name, side, side] for (name, _, _), side in zip(edges, sides, strict=True)]
         assert "right" in sides
-        await dashboard.close()
+    await dashboard.close()
 
 
 RECORD_LABELS = """
@@ -202,6 +211,13 @@ async def test_a_single_price_is_drawn_on_an_axis_that_fits_it(browser: Browser,
     await dashboard.close()
 
 
+@pytest.fixture(scope="module")
+async def misspelt(stack: Stack) -> str:
+    """An API with a ticker that does not exist, one that has no price yet, and one that has a price."""
+    await write(stack, "ltc_usd", 60, {this_hour(): "91.5"})
+    return await start_guarded_api(stack, TICKERS="btc_usdd,btc_usdx,ltc_usd", FETCH_INTERVAL_SECONDS="60")
+
+
 NEAR = [{"name": "btc_usdd", "near": ["btc_usd", "btc_usdc"]}]
 REASON = "index btc_usdd does not exist at the exchange; near ones: btc_usd, btc_usdc"
 
@@ -216,18 +232,13 @@ REASON = "index btc_usdd does not exist at the exchange; near ones: btc_usd, btc
     ],
 )
 async def test_a_ticker_that_the_exchange_does_not_know_is_a_fault_of_the_configuration(
-    browser: Browser, stack: Stack, dependencies: dict[str, Any], tmp_path: Path
+    browser: Browser, misspelt: str, dependencies: dict[str, Any], tmp_path: Path
 ) -> None:
-    if await stack.count("select count(*) from prices where ticker = 'ltc_usd'") == 0:
-        await write(stack, "ltc_usd", 60, {this_hour(): "91.5"})
-    # `btc_usdx` has no price either, but it exists.
-    url = await start_guarded_api(stack, TICKERS="btc_usdd,btc_usdx,ltc_usd", FETCH_INTERVAL_SECONDS="60")
-
     async def warn(visitor: Visitor) -> None:
         body = {"status": "ok", "dependencies": {"postgres": {"status": "ok", "reason": None}, **dependencies}}
         await visitor.context.route("**/readyz", lambda route: route.fulfill(json=body))
 
-    dashboard = await open_dashboard(browser, url, prepare=warn)
+    dashboard = await open_dashboard(browser, misspelt, prepare=warn)
     card = dashboard.card("btc_usdd")
     await expect(card.locator(".price")).to_have_text("Unknown index")
     await expect(card.locator(".mark-unknown")).to_have_text("unknown")

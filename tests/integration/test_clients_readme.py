@@ -137,4 +137,5 @@ async def test_types(folder: Path, host: str, worker: Worker) -> None:
     assert await node.run(*node.node(), folder / "typed.mjs") == "91236.5 SCHEDULED\n"
     script.write_text(script.read_text().replace("price source }", "prize source }"))
     with pytest.raises(AssertionError, match="Property 'price' does not exist"):
-        await node.run(node.PACKAGES / ".bin" / "tsc", cwd=folder)
+        # The packages' own types have been checked above.
+        await node.run(node.PACKAGES / ".bin" / "tsc", "--skipLibCheck", "--noEmit", cwd=folder)

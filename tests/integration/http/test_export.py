@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import socket
 import zlib
 from collections.abc import AsyncIterator
 
@@ -194,8 +195,20 @@ EXPORTING = "from pg_stat_activity where query like 'COPY%' and pid <> pg_backen
 
 @contextlib.asynccontextmanager
 async def open_export(live: LiveApi, encoding: str = "identity") -> AsyncIterator[asyncio.StreamReader]:
-    """With its headers and the file's first bytes read, and nothing read after them."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", live.port, limit=2**16)
+    """With its headers and the file's first bytes read, and nothing read after them.
+
+    The client's receive buffer is small and fixed. Linux would let it grow by megabytes, and a file of which the kernel
+    holds the whole rest makes the server wait for nothing.
+    """
+    own = socket.socket()
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**17)
+    own.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(own, ("127.0.0.1", live.port))
+        reader, writer = await asyncio.open_connection(sock=own, limit=2**16)
+    except BaseException:
+        own.close()
+        raise
     try:
         target = f"{PRICES}?{httpx.QueryParams(WHOLE)}"
         writer.write(f"GET {target} HTTP/1.1\r\nhost: test\r\naccept-encoding: {encoding}\r\n\r\n".encode())
@@ -284,7 +297,7 @@ async def test_a_client_that_reads_slowly_is_not_cut_off(
     monkeypatch.setattr("server.transport.http.ANSWER_SECONDS", 1.5)
     async with open_export(live) as reader:
         for _ in range(30):
-            # 6 MB in all: the kernel's buffers hold 10 MB at most, so some of the file's 24 MB are still to be sent.
+            # 6 of 28 MB in all, in 3 s: twice what a client that does not read is given.
             await reader.readexactly(200_000)
             await asyncio.sleep(0.1)
         assert await many.fetchval(f"select count(*) {EXPORTING}") == 1

@@ -3,11 +3,9 @@
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import pytest
 
 from shared.local.checks import warn_if_unreachable
 from shared.local.servers import free_port
-from tests.integration.local_processes import ROOT, files_of_all, needs_linux, status_of, wait_until_gone
+from tests.integration.local_processes import ROOT, files_of_all, status_of
 
 
 async def test_exchange_out_of_reach(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,91 +70,12 @@ class Demo:
         return json.loads(reply.text)
 
 
-@pytest.fixture
-async def demos() -> AsyncIterator[list[Demo]]:
-    started: list[Demo] = []
-    yield started
-    for demo in started:
-        demo.process.kill()
-        demo.process.wait()
-
-
-LATEST = '{ latestPrice(ticker: "btc_usd") { ticker testnet } }'
-EXPECTED = {"data": {"latestPrice": {"ticker": "btc_usd", "testnet": True}}}
-
-
-FOREIGN = {
-    **dict.fromkeys(("PGSSLMODE", "PGSSLNEGOTIATION", "PGGSSLIB", "PGTARGETSESSIONATTRS", "PGPORT"), "nonsense"),
-    **dict.fromkeys(("PGSSLROOTCERT", "PGSSLCERT", "PGPASSFILE", "SSL_CERT_FILE", "SSL_CERT_DIR"), "/no/such"),
-    **dict.fromkeys(("PGHOST", "PGUSER", "PGDATABASE", "PGPASSWORD", "PGSERVICE", "PGOPTIONS"), "elsewhere"),
-    **dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"), "socks4://127.0.0.1:9"),
-    "NO_PROXY": "fd00::/8,[::1]",
-}
-"Variables of a user's shell that are not about what the demo starts."
-
-
-@needs_linux
-async def test_demo(tmp_path: Path, demos: list[Demo]) -> None:
-    port = free_port()
-    elsewhere = "postgresql://elsewhere/deribit"
-    others = {"DATABASE_URL": elsewhere, "DATABASE_READ_URL": elsewhere, "DATABASE_POOLER": "1"}
-    demo = Demo(tmp_path, port, **others, **FOREIGN)
-    demos.append(demo)
-    await demo.said("Ready after")
-    await demo.said("filled from the trades")
-    assert "ignores DATABASE_URL\n" in demo.text()
-    assert "elsewhere" not in demo.text()
-    assert await demo.query(LATEST) == EXPECTED
-
-    for folder, said in ((tmp_path, f"(pid {demo.process.pid})"), (tmp_path / "other", f"PORT={port + 1} make demo")):
-        folder.mkdir(exist_ok=True)
-        second = Demo(folder, port)
-        demos.append(second)
-        assert second.process.wait(10) == 1
-        assert said in second.text()
-        assert second.text().count("\n") == 1
-
-    before = demo.children()
-    assert set(before) == {"server", "worker", "worker.simulator", "postgres", "valkey-server"}
-    for name in ("postgres", "valkey-server", "server"):
-        os.kill(before[name], signal.SIGKILL)
-    for name in ("PostgreSQL", "Valkey", "api"):
-        await demo.said(f"{name} ended (killed by SIGKILL); starting it again in 0.5 s")
-    await _until_answering(demo)
-    pids = [*before.values(), *demo.children().values()]
-
-    demo.process.terminate()
-    assert await asyncio.to_thread(demo.process.wait, 30) == 0
-    wait_until_gone(pids, 0)
-
-    began = time.monotonic()
-    again = Demo(tmp_path, port)
-    demos.append(again)
-    await _until_answering(again)
-    assert time.monotonic() - began < 20  # 1.1 s here when nothing else runs
-    pids = list(again.children().values())
-    again.process.kill()
-    again.process.wait()
-    wait_until_gone(pids)
-    assert len(pids) == 5
-
-
 def test_bad_setting(tmp_path: Path) -> None:
     run = Demo(tmp_path, free_port(), mode="run", TICKERS=",", REDIS_URL="redis://user:secret@:x")
     assert run.process.wait(10) == 2
     assert "TICKERS=" in run.text()
     assert "REDIS_URL=redis://user:***@" in run.text()
     assert "secret" not in run.text()
-
-
-async def _until_answering(demo: Demo) -> None:
-    while True:
-        try:
-            if await demo.query(LATEST) == EXPECTED:
-                return
-        except httpx.TransportError:
-            pass
-        await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize(

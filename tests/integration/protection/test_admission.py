@@ -126,14 +126,18 @@ async def test_a_burst_of_three_hundred_requests_is_answered(settings: Settings,
     async with run_api(settings) as api:
         for query in (LATEST, UNPLANNED):
             await api.execute(query)
-        connections = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(300)]
-        for number, (_, writer) in enumerate(connections):
-            body = json.dumps({"query": (LATEST, UNPLANNED)[number % 2]})
-            head = f"POST /graphql HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-            writer.write(f"{head}\r\n\r\n{body}".encode())
-        lines = [await reader.readline() for reader, _ in connections]
-        for _, writer in connections:
-            writer.close()
+        connections: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        try:
+            for _ in range(300):  # if one fails, those before it are closed
+                connections.append(await asyncio.open_connection("127.0.0.1", api.port))  # noqa: PERF401
+            for number, (_, writer) in enumerate(connections):
+                body = json.dumps({"query": (LATEST, UNPLANNED)[number % 2]})
+                head = "POST /graphql HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+            lines = [await reader.readline() for reader, _ in connections]
+        finally:
+            for _, writer in connections:
+                writer.close()
     assert lines == [b"HTTP/1.1 200 OK\r\n"] * 300
 
 

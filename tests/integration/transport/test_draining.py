@@ -147,12 +147,16 @@ async def test_an_unread_event_stream_does_not_delay_shutdown(
         reader, writer = await asyncio.open_connection(sock=own, limit=1024)
         head = "POST /graphql HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\naccept: text/event-stream\r\n"
         writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-        await reader.readuntil(b":\n\n")
-        writer.transport.pause_reading()  # type: ignore[attr-defined]
-        [connection] = api.server.server_state.connections
-        async with asyncio.timeout(20):
-            while not connection.transport.get_write_buffer_size():
-                await asyncio.sleep(0.02)
+        try:
+            await reader.readuntil(b":\n\n")
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            [connection] = api.server.server_state.connections
+            async with asyncio.timeout(20):
+                while not connection.transport.get_write_buffer_size():
+                    await asyncio.sleep(0.02)
+        except BaseException:
+            writer.transport.abort()
+            raise
         api.server.should_exit = True
-    assert [record.message for record in caplog.records if "graceful shutdown exceeded" in record.message] == []
     writer.transport.abort()
+    assert [record.message for record in caplog.records if "graceful shutdown exceeded" in record.message] == []

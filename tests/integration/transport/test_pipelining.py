@@ -40,10 +40,12 @@ async def test_a_client_that_leaves_before_the_first_pipelined_answer_leaves_no_
                 async with asyncio.timeout(30), blocking.transaction():
                     await blocking.execute("lock table prices in access exclusive mode")
                     _, writer = await asyncio.open_connection("127.0.0.1", api.port)
-                    writer.write(asked)
-                    while not (await fetch(pool, WAITING))[0][0]:
-                        await asyncio.sleep(0.01)
-                    writer.transport.abort()
+                    try:
+                        writer.write(asked)
+                        while not (await fetch(pool, WAITING))[0][0]:
+                            await asyncio.sleep(0.01)
+                    finally:
+                        writer.transport.abort()
                     assert (await api.http.get("/livez")).text == "ok\n"  # which comes after the news of that
                 assert await api.execute("{ latestPrices { price } }") == {"data": {"latestPrices": []}}
         finally:

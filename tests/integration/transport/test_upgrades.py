@@ -95,20 +95,24 @@ async def test_a_long_row_of_offers_is_answered(api: ApiProcess) -> None:
 
 async def test_a_client_that_wants_to_close_is_heeded(api: ApiProcess) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
-    writer.write(post(SIZED, b"Connection: close, Upgrade\r\nUpgrade: h2c\r\n"))
-    async with asyncio.timeout(10):
-        received = await reader.read()
-    writer.close()
+    try:
+        writer.write(post(SIZED, b"Connection: close, Upgrade\r\nUpgrade: h2c\r\n"))
+        async with asyncio.timeout(10):
+            received = await reader.read()
+    finally:
+        writer.close()
     assert received.startswith(b"HTTP/1.1 200 ")
     assert received.endswith(ANSWER)
 
 
 async def test_two_lengths_behind_an_offer_are_refused(api: ApiProcess) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
-    writer.write(post(OFFER, SIZED, CHUNKED, body=IN_CHUNKS))
-    async with asyncio.timeout(10):
-        assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
-    writer.close()
+    try:
+        writer.write(post(OFFER, SIZED, CHUNKED, body=IN_CHUNKS))
+        async with asyncio.timeout(10):
+            assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+    finally:
+        writer.close()
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
