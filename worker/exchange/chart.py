@@ -61,20 +61,21 @@ class Chart:
             asked = [part for run in runs if (part := slots_between(run, now - reach, now - finer))]
             finer = reach
             parts = left + asked
-            if coarse := [part for part in parts if part.interval < self._spacing.get(chart_range, timedelta(0))]:
+            known_spacing = self._spacing.get(chart_range, timedelta(0))
+            if coarse := [part for part in parts if part.interval < known_spacing]:
                 yield Known([], _in_order(coarse), NO_POINT)
-            parts = [part for part in parts if part not in coarse]
+            parts = [part for part in parts if part.interval >= known_spacing]
             if not parts:
                 continue
             points = await self._points(ticker, chart_range)
             spacing = self._spacing.get(chart_range, timedelta(0))
-            prices, empty = [], list[MissingRun]()
+            prices, empty, again = [], list[MissingRun](), set(left)
             for part in parts:
                 if spacing <= part.interval:
                     found, holes = match_chart(ticker, part, points)
                     prices += found
                     between += holes
-                elif part in left:
+                elif part in again:
                     empty.append(part)
                 elif inside := slots_inside(part, points):
                     empty.append(inside)
