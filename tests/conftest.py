@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import hypothesis
 import pytest
 from arq.connections import ArqRedis
 from starlette.applications import Starlette
@@ -23,6 +24,9 @@ from worker.exchange.http import create_http
 from worker.simulator.app import Simulator, create_app
 
 BASE_URL = "http://exchange.test/api/v2"
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+hypothesis.settings.load_profile("untimed")
 
 
 @dataclass(frozen=True)
