@@ -77,22 +77,18 @@ async def _fetch(worker: Worker, slot: int, interval: int, tickers: Sequence[str
             return
 
     async def observe(ticker: str) -> Price:
-        try:
-            observation = await worker.live.observe(ticker)
-            _check_clock(observation, begin, length, worker.clock.now())
-        except DeribitError:
-            if worker.stream.has(ticker, begin, length) and (price := await streamed(ticker)):  # it came meanwhile
-                return price
-            raise
-        worker.stream.slots["http"] += 1
+        observation = await worker.live.observe(ticker)
+        _check_clock(observation, begin, length, worker.clock.now())
+        worker.stream.note_http(ticker)
         return observation.as_price(begin, PriceSource.SCHEDULED)
 
-    async def streamed(ticker: str) -> Price | None:
-        observation = await worker.stream.observe(ticker, begin, length)
+    async def streamed(ticker: str, seconds_left: float | None) -> Price | None:
+        until = None if seconds_left is None else worker.clock.now() + timedelta(seconds=seconds_left)
+        observation = await worker.stream.observe(ticker, begin, length, until)
         if observation is not None:
             worker.stream.slots["stream"] += 1
             return observation.as_price(begin, PriceSource.SCHEDULED)
-        if _is_over(worker, slot, interval):
+        if until is None and _is_over(worker, slot, interval):
             raise DeribitError("NO_MESSAGE", "the stream's price of this slot, which was due at its end, did not come")
         return None
 

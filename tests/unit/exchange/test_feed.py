@@ -99,6 +99,18 @@ async def test_http_is_asked_at_once_when_no_socket_has_the_index() -> None:
     assert await feed.first_in(SLOT, SECOND, lambda: SLOT, lambda: False) is None
 
 
+async def test_after_http_has_failed_a_message_is_awaited_until_the_end() -> None:
+    half, end = SLOT + SECOND / 2, SLOT + SECOND
+    feed = feed_of(-3)
+    waiting = asyncio.create_task(feed.first_in(SLOT, SECOND, lambda: half, lambda: True, end))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    feed.add(message(0.7), half)
+    assert await waiting == message(0.7)
+    assert await feed_of(-3).first_in(SLOT, SECOND, lambda: end, lambda: True, end) is None
+    assert await feed_of(0.7).first_in(SLOT, SECOND, lambda: end, lambda: False, end) == message(0.7)
+
+
 @pytest.mark.parametrize("newest", [1.0, 2.5])
 async def test_http_is_asked_at_once_when_a_message_of_a_later_slot_has_come(newest: float) -> None:
     assert await feed_of(-0.1, newest).first_in(SLOT, SECOND, lambda: SLOT, lambda: True) is None

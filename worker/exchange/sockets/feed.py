@@ -59,14 +59,19 @@ class Feed:
         self._changed = asyncio.Event()
 
     async def first_in(
-        self, slot: datetime, interval: timedelta, now: Callable[[], datetime], is_open: Callable[[], bool]
+        self,
+        slot: datetime,
+        interval: timedelta,
+        now: Callable[[], datetime],
+        is_open: Callable[[], bool],
+        until: datetime | None = None,
     ) -> Observation | None:
-        """The first message of [slot, slot + interval), awaited while it may come; `None` means: ask over HTTP.
+        """The first message of [slot, slot + interval), awaited while it is due, or `until`; `None`: ask over HTTP.
 
         `is_open`: whether a socket has this index. If it closes, call `wake`.
         """
         while (found := self.find(slot, interval)) is None and is_open():
-            seconds = (self.wait_until(slot, interval) - now()).total_seconds()
+            seconds = ((until or self.wait_until(slot, interval)) - now()).total_seconds()
             if seconds <= 0 or self.newest >= slot + interval:
                 return None
             try:
