@@ -202,12 +202,13 @@ class Stream(Collector):
         with contextlib.suppress(ConnectionClosed):
             await connection.ask_for_heartbeats(self._turn)
         while not (await asyncio.wait({connection.reading}, timeout=CHECK_SECONDS))[0]:
+            for ticker in self._feeds:
+                if self.state_of(ticker) is not None:
+                    connection.excuse(ticker)
             for ticker, is_lagging in connection.silent(SILENT_SECONDS):
                 if is_lagging:
                     return LAGGING, f"{ticker}: its clock differs from ours by more than {MAX_SKEW.total_seconds():g} s"
-                if self.state_of(ticker) is None:
-                    return SILENT, f"{ticker}: no price for {SILENT_SECONDS:g} s"
-                connection.excuse(ticker)
+                return SILENT, f"{ticker}: no price for {SILENT_SECONDS:g} s"
             if connection.is_dead():
                 return SILENT, f"no message for {DEAD_SECONDS:g} s"
             if loop.time() >= old_at:

@@ -121,8 +121,9 @@ class Connection:
         return [(ticker, ticker in self._lagging) for ticker, at in self._heard_at.items() if at < since]
 
     def excuse(self, ticker: str) -> None:
-        """Let the index be silent for as long again."""
-        self._heard_at[ticker] = asyncio.get_running_loop().time()
+        """Do not call the index silent for as long again."""
+        if ticker in self._heard_at:
+            self._heard_at[ticker] = asyncio.get_running_loop().time()
 
     def is_dead(self) -> bool:
         return asyncio.get_running_loop().time() - self._alive_at > DEAD_SECONDS
