@@ -57,11 +57,11 @@ run: prepared
 demo: prepared
 	@exec $(BIN)/python -m shared.local demo
 
-# The fault tests mostly wait, so five run at a time. They come last, so that they do not slow down the others.
+# The fault tests mostly wait, so four run at a time. They come last, so that they do not slow down the others.
 test: prepared
 	@# The longest files first.
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/browser tests/integration/local tests/integration tests/unit tests/fuzz
-	@$(BIN)/python -m pytest -n 5 tests/faults
+	@$(BIN)/python -m pytest -n 4 tests/faults
 
 faults: .venv/installed
 	@FAULTS=long $(BIN)/python -m pytest -n 3 tests/faults

@@ -136,9 +136,15 @@ async def test_one_of_two_workers_killed_while_it_fetches_a_slot(tmp_path: Path,
 @pytest.mark.timeout(300)
 async def test_slots_without_any_worker_are_healed_in_one_run(slow_stack: Stack, report: Report) -> None:
     stack = slow_stack
+
+    async def is_filled() -> bool:
+        [row] = await stack.rows("select count(*) filter (where first_fill_done) from schedules")
+        return bool(row[0] == len(TICKERS))
+
     worker = stack.start_worker()
     await stack.start_api()
     await stack.wait_for_prices(1)
+    await stack.wait_for(is_filled, "the hours before the first slot")
     worker.terminate()
     assert worker.wait(25) == 0
     if IS_LONG:
@@ -147,7 +153,7 @@ async def test_slots_without_any_worker_are_healed_in_one_run(slow_stack: Stack,
         await stack.rows("delete from prices where timestamp > now() - interval '3 minutes'")
     stack.start_worker()
     started = time.monotonic()
-    await stack.wait_for_prices(1)
+    await stack.wait_for_prices(2)  # the first one may be of the slot that was deleted
     end = stack.current_slot()
     coverage = await stack.coverage("btc_usd", await stack.since(), end)
     recovered = time.monotonic() - started
