@@ -231,9 +231,11 @@ async def test_heartbeats_are_answered_and_a_socket_that_does_not_answer_is_clos
         call = {"jsonrpc": "2.0", "id": 1, "method": "public/set_heartbeat", "params": {"interval": 0.2}}
         await mute.send(json.dumps(call))
         methods = [json.loads(await mute.recv()).get("method") for _ in range(2)]
-        await mute.wait_closed()
+        async with asyncio.timeout(5):
+            await mute.wait_closed()
         assert (methods, mute.close_code) == ([None, "heartbeat"], 4000)
     await both_open(stream)
+    await asyncio.sleep(1.5)  # as long as it takes to close a socket that does not answer
     assert values(stream, "stream_reconnects_total")["closed"] == 0
 
 
