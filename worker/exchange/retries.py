@@ -33,23 +33,30 @@ async def observe_each(
     budget_seconds: float,
     receive: Callable[[list[T], dict[str, DeribitError]], Awaitable[None]],
     share: asyncio.Semaphore | None = None,
-    streamed: Callable[[str], Awaitable[T | None]] | None = None,
+    streamed: Callable[[str, float | None], Awaitable[T | None]] | None = None,
 ) -> None:
     """All tickers at once, each with its own attempts, so that a slow or failing ticker does not delay another.
 
     `receive` gets results, and errors by ticker, as they arrive. If it raises, the error is raised after all tickers
     have been received, because the other results are worth keeping. `share`: bounds these requests further.
-    `streamed`: what is there without a request, or `None`.
+    `streamed`: what comes without a request, or `None`. It is asked again after requests have failed, with the seconds
+    that are left.
     """
 
     loop = asyncio.get_running_loop()
     deadline = loop.time() + budget_seconds
 
     async def result_of(ticker: str) -> T:
-        result = None if streamed is None else await streamed(ticker)
+        result = None if streamed is None else await streamed(ticker, None)
         if result is not None:
             return result
-        return await with_retries(worker, lambda: observe(ticker), deadline - loop.time(), share)
+        try:
+            return await with_retries(worker, lambda: observe(ticker), deadline - loop.time(), share)
+        except DeribitError:
+            result = None if streamed is None else await streamed(ticker, deadline - loop.time())
+            if result is None:
+                raise
+            return result
 
     async def attempt(ticker: str) -> T | DeribitError:
         bind_contextvars(ticker=ticker)

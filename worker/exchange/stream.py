@@ -23,10 +23,11 @@ from shared.config.outbound import socket_options
 from shared.config.settings import Settings
 from shared.errors import describe
 from shared.telemetry.metrics import Labels, counter, gauge
-from worker.exchange.errors import DeribitError, printable
+from worker.exchange.errors import DeribitError
 from worker.exchange.http import Observation
 from worker.exchange.sockets.connection import DEAD_SECONDS, SILENT_SECONDS, Connection
 from worker.exchange.sockets.feed import MAX_SKEW, Feed
+from worker.exchange.sockets.platform import PlatformStates
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +45,8 @@ ASK_AGAIN_SECONDS = 30.0
 
 CHECK_SECONDS = 0.5
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.25, 20.0
-WELL_SECONDS = 1.0
-"A socket that carried every index for so long ends the backoff."
+WELL_SECONDS, LONG_WELL_SECONDS = 1.0, 30.0
+"A socket that carried every index for so long, before it was closed, or silent or lagging, ends the backoff."
 
 CAUSES = CLOSED, REFUSED, SILENT, LAGGING, AGED = ("closed", "refused", "silent", "lagging", "aged")
 MESSAGES = ("used", "repeated", "lagging", "unreadable")
@@ -62,9 +63,10 @@ class Stream(Collector):
         self._now = now
         self._feeds = {ticker: Feed(ticker) for ticker in settings.tickers}
         self._connections: dict[int, Connection] = {}
-        self._locked: dict[str, str] = {}
-        self._is_maintained = False
+        self._states = PlatformStates(self._feeds, now)
         self._not_streamed: set[str] = set()
+        self._reported: set[str] = set()
+        self._has_heartbeats = True
         self._calling = asyncio.Lock()
         self.slots = Counter(stream=0, http=0)
         self._messages = Counter(dict.fromkeys(MESSAGES, 0))
@@ -76,10 +78,12 @@ class Stream(Collector):
             for number in range(SOCKETS):
                 group.create_task(self._keep(number))
 
-    async def observe(self, ticker: str, slot: datetime, interval: timedelta) -> Observation | None:
-        """The first message whose own time is in the slot, awaited while it is due. `None`: ask over HTTP."""
+    async def observe(
+        self, ticker: str, slot: datetime, interval: timedelta, until: datetime | None = None
+    ) -> Observation | None:
+        """The first message whose own time is in the slot, awaited while it is due, or `until`. `None`: ask HTTP."""
         feed = self._feeds.get(ticker)
-        return await feed.first_in(slot, interval, self._now, lambda: self._has(ticker)) if feed else None
+        return await feed.first_in(slot, interval, self._now, lambda: self._has(ticker), until) if feed else None
 
     def has(self, ticker: str, slot: datetime, interval: timedelta) -> bool:
         """Whether a message of the slot has come."""
@@ -87,9 +91,14 @@ class Stream(Collector):
 
     def state_of(self, ticker: str) -> str | None:
         """What the exchange says of the index, if it is not in operation."""
-        if self._is_maintained:
-            return "MAINTENANCE: the exchange announced a maintenance"
-        return self._locked.get(ticker)
+        return self._states.of(ticker)
+
+    def note_http(self, ticker: str) -> None:
+        """A slot has HTTP's price. Reports once an index that only the stream lacks; index_check.py an unknown one."""
+        self.slots["http"] += 1
+        if ticker in self._not_streamed - self._reported and not self._has(ticker):
+            self._reported.add(ticker)
+            logger.error("the exchange's stream does not have %s: asked over HTTP", ticker)
 
     def receive(self, observation: Observation) -> bool:
         now = self._now()
@@ -98,23 +107,19 @@ class Stream(Collector):
             return False
         is_new = self._feeds[observation.ticker].add(observation, now)
         self._messages["used" if is_new else "repeated"] += 1
-        self._is_maintained = False
-        self._locked.pop(observation.ticker, None)
+        self._states.note_price(observation.ticker)
         return True
 
     def note_state(self, state: Mapping[str, Any]) -> None:
-        match state:
-            case {"maintenance": bool(is_maintained)}:
-                self._is_maintained = is_maintained
-            case {"price_index": str(ticker), "locked": True} if ticker in self._feeds:
-                reasons = state.get("reasons")
-                told = ", ".join(filter(None, map(printable, reasons[:3] if isinstance(reasons, list) else [])))
-                self._locked[ticker] = f"INDEX_LOCKED: the exchange has locked this index{told and ': '}{told}"
-            case {"price_index": str(ticker), "locked": False}:
-                self._locked.pop(ticker, None)
+        self._states.note(state)
 
     def note_unreadable(self) -> None:
         self._messages["unreadable"] += 1
+
+    def note_no_heartbeats(self, error: DeribitError) -> None:
+        if self._has_heartbeats:
+            logger.warning("the exchange's stream sends no heartbeats: %s", error)
+        self._has_heartbeats = False
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""
@@ -163,7 +168,7 @@ class Stream(Collector):
                     logger.info("stream socket %d carries %d indices", number + 1, connection.count)
                     cause, why = await self._watch(connection, life)
                     life = LIFE_SECONDS
-                    if connection.was_well_for(WELL_SECONDS):
+                    if connection.was_well_for(LONG_WELL_SECONDS if cause in {SILENT, LAGGING} else WELL_SECONDS):
                         backoff = FIRST_BACKOFF_SECONDS
                 self._replaced[cause] += 1
                 if cause == AGED:
@@ -183,7 +188,7 @@ class Stream(Collector):
         """A socket whose subscription is acknowledged. Raises `OSError`, `WebSocketException` or `DeribitError`."""
         connection = await Connection.open(self._url, self._options, self)
         try:
-            self._note_not_streamed(await connection.subscribe(list(self._feeds), self._turn))
+            self._not_streamed |= await connection.subscribe(list(self._feeds), self._turn)
         except BaseException:
             await connection.close()
             raise
@@ -197,11 +202,13 @@ class Stream(Collector):
         with contextlib.suppress(ConnectionClosed):
             await connection.ask_for_heartbeats(self._turn)
         while not (await asyncio.wait({connection.reading}, timeout=CHECK_SECONDS))[0]:
+            for ticker in self._feeds:
+                if self.state_of(ticker) is not None:
+                    connection.excuse(ticker)
             for ticker, is_lagging in connection.silent(SILENT_SECONDS):
                 if is_lagging:
                     return LAGGING, f"{ticker}: its clock differs from ours by more than {MAX_SKEW.total_seconds():g} s"
-                if self.state_of(ticker) is None:
-                    return SILENT, f"{ticker}: no price for {SILENT_SECONDS:g} s"
+                return SILENT, f"{ticker}: no price for {SILENT_SECONDS:g} s"
             if connection.is_dead():
                 return SILENT, f"no message for {DEAD_SECONDS:g} s"
             if loop.time() >= old_at:
@@ -209,7 +216,7 @@ class Stream(Collector):
             if loop.time() >= ask_again_at and (missing := [name for name in self._feeds if not connection.has(name)]):
                 ask_again_at = loop.time() + ASK_AGAIN_SECONDS
                 try:
-                    self._note_not_streamed(await connection.subscribe(missing, self._turn))
+                    self._not_streamed |= await connection.subscribe(missing, self._turn)
                 except (OSError, WebSocketException, DeribitError) as error:
                     return REFUSED, describe(error)
         return CLOSED, connection.reading.result()
@@ -223,12 +230,6 @@ class Stream(Collector):
                         await asyncio.sleep(CALL_SPACING_MS / 10_000)
             except (RedisError, OSError):
                 await asyncio.sleep(CALL_SPACING_MS / 1000)
-
-    def _note_not_streamed(self, missing: set[str]) -> None:
-        """Report once each index that the exchange did not acknowledge: it says nothing of an unknown one."""
-        if new := sorted(missing - self._not_streamed):
-            logger.error("the exchange's stream does not have %s: asked over HTTP", ", ".join(new))
-        self._not_streamed |= missing
 
     def _wake(self, _: object = None) -> None:
         """A socket has ended: who waits for a message may have to ask over HTTP."""

@@ -23,6 +23,7 @@ from shared.storage.prices import Price, PriceSource, select_observed_tickers
 from worker.context import Worker, worker_of
 from worker.exchange.errors import DeribitError
 from worker.exchange.retries import BUDGET_SECONDS, observe_each
+from worker.exchange.sockets.feed import MAX_SKEW
 from worker.exchange.source import Observation
 from worker.jobs.storing import store
 
@@ -77,22 +78,22 @@ async def _fetch(worker: Worker, slot: int, interval: int, tickers: Sequence[str
             return
 
     async def observe(ticker: str) -> Price:
-        try:
-            observation = await worker.live.observe(ticker)
-            _check_clock(observation, begin, length, worker.clock.now())
-        except DeribitError:
-            if worker.stream.has(ticker, begin, length) and (price := await streamed(ticker)):  # it came meanwhile
-                return price
-            raise
-        worker.stream.slots["http"] += 1
+        observation = await worker.live.observe(ticker)
+        _check_clock(observation, begin, length, worker.clock.now())
+        worker.stream.note_http(ticker)
         return observation.as_price(begin, PriceSource.SCHEDULED)
 
-    async def streamed(ticker: str) -> Price | None:
-        observation = await worker.stream.observe(ticker, begin, length)
+    async def streamed(ticker: str, seconds_left: float | None) -> Price | None:
+        """`seconds_left`: after HTTP has failed."""
+        observation = None if seconds_left is not None else await worker.stream.observe(ticker, begin, length)
+        if observation is None and (seconds_left is not None or _is_over(worker, slot, interval)):
+            # HTTP does not have it, so wait as long as a message of the slot may be late.
+            until = worker.clock.now() + timedelta(seconds=seconds_left or 0) + MAX_SKEW
+            observation = await worker.stream.observe(ticker, begin, length, until)
         if observation is not None:
             worker.stream.slots["stream"] += 1
             return observation.as_price(begin, PriceSource.SCHEDULED)
-        if _is_over(worker, slot, interval):
+        if seconds_left is None and _is_over(worker, slot, interval):
             raise DeribitError("NO_MESSAGE", "the stream's price of this slot, which was due at its end, did not come")
         return None
 

@@ -13,6 +13,7 @@ HTTP: a pure function of the second. So every socket sends the same messages, an
 | `"garbage": true` | sends text that is no JSON, and prices that are none, instead of messages |
 | `"duplicate": true`, `"out_of_order": true` | sends each message twice; sends the one before after it |
 | `"unacknowledged": [tickers]` | leaves them out of new subscriptions, as the exchange does with an unknown index |
+| `"no_heartbeats": true` | answers `public/set_heartbeat` with an error |
 | `"locked": [tickers]`, `"maintenance": true` | says so on `platform_state`, and sends nothing of them |
 """
 
@@ -51,6 +52,7 @@ _OFF: Final[dict[str, Any]] = {
     "duplicate": False,
     "out_of_order": False,
     "unacknowledged": [],
+    "no_heartbeats": False,
     "locked": [],
     "maintenance": False,
 }
@@ -136,16 +138,18 @@ class Socket:
         except (ValueError, TypeError, KeyError):
             await self._send({"error": {"code": 11050, "message": "bad_request"}})
             return
-        result: Any = {"version": "1.2.26"}
+        outcome: dict[str, Any] = {"result": {"version": "1.2.26"}}
         if method == "public/subscribe":
-            result = self._subscribe(params["channels"])
+            outcome["result"] = self._subscribe(params["channels"])
+        elif method == "public/set_heartbeat" and self._stream.switches["no_heartbeats"]:
+            outcome = {"error": {"code": 11050, "message": "bad_request"}}
         elif method == "public/set_heartbeat":
-            self._heartbeat, result = float(params["interval"]), "ok"
+            self._heartbeat, outcome["result"] = float(params["interval"]), "ok"
         elif method == "public/test":
             self._is_tested = False
         us_out = self._stream.simulator.now_us()
         clock = {"usIn": us_in, "usOut": us_out, "usDiff": us_out - us_in, "testnet": True}
-        await self._send({"jsonrpc": "2.0", "id": number, "result": result} | clock)
+        await self._send({"jsonrpc": "2.0", "id": number} | outcome | clock)
 
     def _subscribe(self, channels: list[str]) -> list[str]:
         taken = [channel for channel in channels[:_MAX_CHANNELS] if self._takes(channel)]
@@ -171,7 +175,7 @@ class Socket:
                 await self._send_prices()
                 if self._heartbeat and loop.time() - beat_at > self._heartbeat:
                     if self._is_tested:
-                        self.cut()
+                        await self._websocket.close(4000)
                         return
                     beat_at, self._is_tested = loop.time(), True
                     await self._send({"jsonrpc": "2.0", "method": "heartbeat", "params": {"type": "test_request"}})

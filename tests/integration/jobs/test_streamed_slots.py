@@ -43,34 +43,26 @@ async def test_a_slot_is_stored_as_the_stream_gave_it_and_http_has_the_rest(
     assert worker.stream.slots == {"stream": 1, "http": 1}
 
 
+@pytest.mark.parametrize("does_hang", [False, True])
 async def test_a_message_that_comes_while_http_fails_is_stored(
-    worker: Worker, simulator: Simulator, ctx: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    worker: Worker, ctx: dict[str, Any], does_hang: bool
 ) -> None:
-    slot = await running_slot(worker)
+    """Whether HTTP refuses at once, or does not answer before the slot is over."""
 
-    async def fail(ticker: str) -> Observation:
-        worker.stream.receive(Observation(ticker, Decimal("91234.56"), worker.clock.now(), testnet=False))
-        raise DeribitError("HTTP_502", "simulated")
+    class Failing:
+        async def observe(self, ticker: str) -> Observation:
+            worker.stream.receive(Observation(ticker, Decimal("91234.560"), slot, testnet=False))
+            await asyncio.sleep(60 if does_hang else 0)
+            raise DeribitError("HTTP_403", "reply is not a JSON-RPC envelope")
 
-    monkeypatch.setattr(worker.live, "observe", fail)
-    await fetch_slot(ctx, *arguments_of(ctx, slot))
-    assert [(price.ticker, price.timestamp) for price in await select_all_prices(worker.pool)] == [
-        ("btc_usd", slot),
-        ("eth_usd", slot),
-    ]
+    worker.live = Failing()
+    slot = slot_of(worker.clock.now(), timedelta(seconds=1)) + timedelta(seconds=1)
+    await asyncio.sleep((slot - worker.clock.now()).total_seconds() + 0.01)
+    await fetch_slot(ctx, round(slot.timestamp()), 1, ["btc_usd"])
+    stored = await select_all_prices(worker.pool)
+    assert stored == [Price("btc_usd", Decimal("91234.560"), slot, slot, PriceSource.SCHEDULED, testnet=False)]
     assert await select_all_missed_slots(worker.pool) == []
-
-
-async def test_a_slot_that_is_over_still_gets_the_streams_price(
-    worker: Worker, simulator: Simulator, ctx: dict[str, Any]
-) -> None:
-    """Such as after a pause of the worker. HTTP would give the price of another slot."""
-    now = worker.clock.now()
-    second = slot_of(now, timedelta(seconds=1)) - timedelta(seconds=1)
-    worker.stream.receive(Observation("btc_usd", Decimal("91234.56"), second, testnet=False))
-    await fetch_slot(ctx, round(second.timestamp()), 1, ["btc_usd", "eth_usd"])
-    assert [(price.ticker, price.timestamp) for price in await select_all_prices(worker.pool)] == [("btc_usd", second)]
-    assert simulator.requests == {}
+    assert worker.stream.slots == {"stream": 1, "http": 0}
 
 
 async def test_a_requested_price_is_always_asked_for_over_http(

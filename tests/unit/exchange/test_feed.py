@@ -60,7 +60,7 @@ def test_the_messages_of_a_minute_are_kept() -> None:
         (-0.9, 1, 0.5),  # due at 0.1
         (-0.3, 1, 0.95),  # due at 0.7, arrives by 0.75, and may be 0.2 late
         (-0.05, 1, 1.2),
-        (-0.01, 1, 0.5),  # as likely in the next slot: HTTP in time
+        (-0.004, 1, 0.5),  # as likely in the next slot: HTTP in time
         (-2.5, 1, 0.5),  # nothing came when it was due
         (-0.3, 6, 3),
         (-0.3, 60, 5),
@@ -71,6 +71,23 @@ def test_http_is_asked_at_half_slot_unless_a_message_is_due_later(
 ) -> None:
     feed = feed_of() if newest is None else feed_of(newest)
     assert feed.wait_until(SLOT, interval * SECOND) == SLOT + until * SECOND
+
+
+@pytest.mark.parametrize(
+    ("gaps", "until"),
+    [
+        ([0.95] * 16, 1.196),  # due at 0.946
+        ([1.0] * 16, 0.5),
+        ([0.95] * 15 + [1.1], 0.5),
+        ([1.1] + [0.95] * 16, 1.196),  # long ago
+        ([0.95] * 15 + [20], 1.196),  # an outage
+        ([0.95] * 8 + [20], 0.5),  # too few to tell
+    ],
+)
+def test_a_message_is_due_after_the_longest_of_the_last_gaps(gaps: list[float], until: float) -> None:
+    newest = -0.004
+    seconds = [newest - sum(gaps[place:]) for place in range(len(gaps) + 1)]
+    assert feed_of(*seconds).wait_until(SLOT, SECOND) == SLOT + until * SECOND
 
 
 def test_messages_that_arrive_very_late_are_not_awaited_beyond_the_slot() -> None:
@@ -97,6 +114,18 @@ async def test_http_is_asked_at_once_when_no_socket_has_the_index() -> None:
     feed.wake()
     assert await waiting is None
     assert await feed.first_in(SLOT, SECOND, lambda: SLOT, lambda: False) is None
+
+
+async def test_after_http_has_failed_a_message_is_awaited_until_the_end() -> None:
+    half, end = SLOT + SECOND / 2, SLOT + SECOND
+    feed = feed_of(-3)
+    waiting = asyncio.create_task(feed.first_in(SLOT, SECOND, lambda: half, lambda: True, end))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    feed.add(message(0.7), half)
+    assert await waiting == message(0.7)
+    assert await feed_of(-3).first_in(SLOT, SECOND, lambda: end, lambda: True, end) is None
+    assert await feed_of(0.7).first_in(SLOT, SECOND, lambda: end, lambda: False, end) == message(0.7)
 
 
 @pytest.mark.parametrize("newest", [1.0, 2.5])

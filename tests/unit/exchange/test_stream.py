@@ -1,6 +1,7 @@
 """The stream against the simulator's sockets: each of the ways in which sockets fail."""
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
@@ -11,12 +12,14 @@ import httpx
 import pytest
 import uvicorn
 from arq.connections import ArqRedis
+from websockets.asyncio.client import connect
 
 from shared.local.servers import free_port
 from tests.unit.replies import settings_for
 from worker.exchange import stream as stream_module
 from worker.exchange.http import Observation
 from worker.exchange.sockets import connection as connection_module
+from worker.exchange.sockets.connection import Connection
 from worker.exchange.stream import Stream
 from worker.simulator.app import create_app
 from worker.simulator.prices import spot_price
@@ -211,10 +214,42 @@ async def test_an_index_that_is_not_acknowledged_is_reported_once_and_asked_for_
     await both_open(stream)
     assert await observe(stream, "eth_usd") is None
     assert await observe(stream) is not None
+    for ticker in ("eth_usd", "eth_usd", "btc_usd"):  # HTTP does not have nope_usd, which index_check.py reports
+        stream.note_http(ticker)
     await exchange.switch()
     await observed_again(stream, "eth_usd")
     reported = [(r.levelno, r.getMessage()) for r in caplog.records if "does not have" in r.getMessage()]
-    assert reported == [(logging.ERROR, "the exchange's stream does not have eth_usd, nope_usd: asked over HTTP")]
+    assert reported == [(logging.ERROR, "the exchange's stream does not have eth_usd: asked over HTTP")]
+
+
+async def test_heartbeats_are_answered_and_a_socket_that_does_not_answer_is_closed(
+    run: Callable[..., Stream], exchange: Exchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "_HEARTBEAT_SECONDS", 0.2)
+    stream = run()
+    async with connect(f"ws{exchange.url.removeprefix('http')}/ws/api/v2", proxy=None) as mute:
+        call = {"jsonrpc": "2.0", "id": 1, "method": "public/set_heartbeat", "params": {"interval": 0.2}}
+        await mute.send(json.dumps(call))
+        methods = [json.loads(await mute.recv()).get("method") for _ in range(2)]
+        async with asyncio.timeout(5):
+            await mute.wait_closed()
+        assert (methods, mute.close_code) == ([None, "heartbeat"], 4000)
+    await both_open(stream)
+    await asyncio.sleep(1.5)  # as long as it takes to close a socket that does not answer
+    assert values(stream, "stream_reconnects_total")["closed"] == 0
+
+
+async def test_an_exchange_without_heartbeats_is_reported_once_and_its_indices_are_still_watched(
+    run: Callable[..., Stream], exchange: Exchange, caplog: pytest.LogCaptureFixture
+) -> None:
+    await exchange.switch(no_heartbeats=True)
+    stream = run()
+    await both_open(stream)
+    assert await observe(stream) is not None
+    await exchange.switch(no_heartbeats=True, silent=["*"])
+    await until(lambda: values(stream, "stream_reconnects_total")["silent"] == 2)
+    lines = [line for line in caplog.messages if "heartbeats" in line]
+    assert lines == ["the exchange's stream sends no heartbeats: RPC_11050: bad_request"]
 
 
 async def test_the_platforms_state_is_known_while_it_lasts(run: Callable[..., Stream], exchange: Exchange) -> None:
@@ -233,6 +268,8 @@ async def test_the_platforms_state_is_known_while_it_lasts(run: Callable[..., St
     assert values(stream, "stream_reconnects_total")["silent"] == 0
     await exchange.switch()
     await until(lambda: stream.state_of("btc_usd") is None and stream.state_of("eth_usd") is None)
+    assert await observe(stream) is not None  # each index has its time again before it is silent
+    assert values(stream, "stream_reconnects_total")["silent"] == 0
 
 
 async def test_a_socket_that_died_during_a_maintenance_is_replaced(
@@ -251,6 +288,14 @@ async def test_an_old_socket_is_replaced_before_it_is_closed(
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(stream_module, "LIFE_SECONDS", 0.6)
+    is_closed_first: list[bool] = []
+    close = Connection.close
+
+    async def noting_close(connection: Connection) -> None:
+        is_closed_first.append(connection in stream._connections.values())
+        await close(connection)
+
+    monkeypatch.setattr(Connection, "close", noting_close)
     stream = run()
     await both_open(stream)
     fewest = 2.0
@@ -262,7 +307,11 @@ async def test_an_old_socket_is_replaced_before_it_is_closed(
 
     await until(is_replaced)
     assert fewest == 2
-    assert "stream socket 1 is replaced, aged: as planned" in caplog.text
+    assert is_closed_first
+    assert not any(is_closed_first)
+    lines = [line for line in caplog.messages if "replaced" in line]
+    assert set(lines) == {f"stream socket {number} is replaced, aged: as planned" for number in (1, 2)}
+    assert len(lines) == values(stream, "stream_reconnects_total")["aged"]
     assert (await exchange.switch())["sockets"] <= 4
 
 

@@ -1,1 +1,1 @@
-"""What the stream is made of: one socket, and the messages of one index. Read `connection.py` first."""
+"""What the stream is made of: sockets, the messages of an index, the platform's states. Read `connection.py` first."""

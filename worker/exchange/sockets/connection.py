@@ -41,6 +41,8 @@ class Receiver(Protocol):
 
     def note_unreadable(self) -> None: ...
 
+    def note_no_heartbeats(self, error: DeribitError) -> None: ...
+
 
 class _Connect(connect):
     def process_redirect(self, exc: Exception) -> Exception | str:
@@ -54,6 +56,7 @@ class Connection:
         self._receiver = receiver
         self._testnet = str(urlsplit(url).hostname).startswith("test.")
         self._ids = count(1)
+        self._heartbeat_id = 0
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._asked: set[str] = set()
         self._heard_at: dict[str, float] = {}
@@ -109,12 +112,18 @@ class Connection:
     async def ask_for_heartbeats(self, turn: Callable[[], Awaitable[None]]) -> None:
         """Without waiting for the answer, because prices come without them. Raises `ConnectionClosed`."""
         await turn()
-        await self._send(next(self._ids), "public/set_heartbeat", {"interval": _HEARTBEAT_SECONDS})
+        self._heartbeat_id = next(self._ids)
+        await self._send(self._heartbeat_id, "public/set_heartbeat", {"interval": _HEARTBEAT_SECONDS})
 
     def silent(self, silent_for: float) -> list[tuple[str, bool]]:
         """The indices without a usable message for so long, each with whether it had messages of another time."""
         since = asyncio.get_running_loop().time() - silent_for
         return [(ticker, ticker in self._lagging) for ticker, at in self._heard_at.items() if at < since]
+
+    def excuse(self, ticker: str) -> None:
+        """Do not call the index silent for as long again."""
+        if ticker in self._heard_at:
+            self._heard_at[ticker] = asyncio.get_running_loop().time()
 
     def is_dead(self) -> bool:
         return asyncio.get_running_loop().time() - self._alive_at > DEAD_SECONDS
@@ -178,6 +187,8 @@ class Connection:
                 answer = self._answers.get(number)
                 if answer is not None and not answer.done():
                     answer.set_result(message)
+                elif number == self._heartbeat_id and message.get("error") is not None:
+                    self._receiver.note_no_heartbeats(rpc_error(message["error"]))
             case _:
                 self._receiver.note_unreadable()
 
