@@ -38,9 +38,22 @@ class ReadField:
     skip_if: str | None
     "Of a nested list: a column of the parent. If it is true, the list is empty and the statement does not run."
 
-    def statement(self, context: Context, arguments: Mapping[str, Any], width: int, *parent: Statement) -> Statement:
-        """`width`: how many fields of a row are selected. Raises the error that the field answers for bad arguments."""
-        statement = self.build(context, *parent, **arguments)
+    def statement(
+        self,
+        context: Context,
+        arguments: Mapping[str, Any],
+        width: int,
+        *parent: Statement,
+        at_most: int | None = None,
+    ) -> Statement:
+        """`width`: how many fields of a row are selected. `at_most`: rows that are read, if more are asked for.
+
+        Raises the error that the field answers for bad arguments.
+        """
+        given = dict(arguments)
+        if at_most is not None and self.counts == "limit":
+            given["limit"] = min(given["limit"], at_most)
+        statement = self.build(context, *parent, **given)
         if self.counts is not None:
             context.count_rows(self.rows_asked_for(context, arguments), width)
         return statement
@@ -70,13 +83,10 @@ def read_field(
 
         async def resolve(info: Info, root: Any = None, **given: Any) -> Any:
             parent = (root.statement,) if is_nested else ()
-            context, width = info.context, _width(info)
-            statement = read.statement(context, given, width, *parent)
+            context, selected = info.context, _width(info)
             # All columns of a row are read, however few are selected.
-            width = max(width, len(columns_of(read.row_type)))
-            count, limit = read.rows_asked_for(context, given), context.rows_in_python(width)
-            if read.counts == "limit" and limit < count:
-                statement = build(context, *parent, **{**given, "limit": limit})
+            width = max(selected, len(columns_of(read.row_type)))
+            statement = read.statement(context, given, selected, *parent, at_most=context.rows_in_python(width))
             async with context.heavy_reads.place(context.weight):
                 rows = await fetch(context.pool, statement.sql, *statement.parameters)
             context.count_values_in_python(rows, width)

@@ -10,10 +10,11 @@ from shared.errors import RateLimited
 
 
 class Budgeted:
-    """For a protocol of uvicorn's."""
+    """For a protocol of uvicorn's, before which it stands in the list of base classes."""
 
     app_state: dict[str, Any]
     client: tuple[str, int] | None
+    transport: Any
     _held: Holding | None = None
 
     def hold(self, size: int) -> bool:
@@ -22,6 +23,17 @@ class Budgeted:
         with contextlib.suppress(RateLimited):
             self._held = self.app_state["traffic"].hold(client_of({"client": self.client}), size)
         return self._held is not None
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as we write: what is left counts towards its budget."""
+        super().pause_writing()  # type: ignore[misc]  # the protocol's
+        if not self.hold(self.transport.get_write_buffer_size()):
+            self.transport.abort()
+
+    def resume_writing(self) -> None:
+        """The client has read nearly all of what was written."""
+        super().resume_writing()  # type: ignore[misc]
+        self.release()
 
     def release(self) -> None:
         if self._held is not None:

@@ -72,16 +72,9 @@ class HttpProtocol(Budgeted, IgnoringUpgrades):
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 
-    def pause_writing(self) -> None:
-        """The client does not read as fast as we write: what is left counts towards its budget."""
-        super().pause_writing()
-        if not self.hold(self.transport.get_write_buffer_size()):
-            self.transport.abort()
-
     def resume_writing(self) -> None:
-        """The client has read nearly all of what was written: an export may keep it busy for longer than a minute."""
+        """An export may keep its reader busy for longer than a minute."""
         super().resume_writing()
-        self.release()
         self._unread_since = None
 
     @property

@@ -119,15 +119,6 @@ class SocketProtocol(Budgeted, WebSocketsSansIOProtocol):
         elif not self.hold(size):
             self.transport.abort()
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        if not self.hold(self.transport.get_write_buffer_size()):
-            self.transport.abort()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self.release()
-
     def send(self, message: ASGISendEvent) -> Coroutine[Any, Any, None]:
         """Raises `ClientDisconnected` also if we closed the socket because its peer did not answer a ping."""
         return _refuse() if self.close_sent else super().send(message)

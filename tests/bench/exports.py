@@ -29,7 +29,8 @@ from tests.bench.machine import Cores, describe_cpu, pin, rss_mib, share_out
 from tests.bench.peers import ROOT
 from tests.bench.report import as_markdown, commit
 from tests.bench.rows import BEGIN, POSTGRES_OPTIONS, SECOND, TICKERS, History, load
-from tests.embedded import free_port, start_postgres, start_valkey
+from tests.bench.servers import started_servers
+from tests.embedded import free_port
 
 T = TypeVar("T")
 FILE = Path(__file__).parent / "EXPORTS.md"
@@ -184,28 +185,23 @@ async def _prepare(dsn: str) -> list[list[str]]:
 
 def main() -> None:
     cores, cpu = share_out(sorted(os.sched_getaffinity(0))), describe_cpu()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        postgres = start_postgres(folder / "postgres", options=POSTGRES_OPTIONS)
-        valkey = start_valkey(folder / "valkey")
+    with (
+        tempfile.TemporaryDirectory() as name,
+        started_servers(Path(name), cores, POSTGRES_OPTIONS) as (postgres, valkey),
+    ):
+        instants = asyncio.run(_prepare(postgres.url))
+        print(instants, flush=True)
         port = free_port()
-        try:
-            instants = asyncio.run(_prepare(postgres.url))
-            print(instants, flush=True)
-            env = {"DATABASE_URL": postgres.url, "REDIS_URL": valkey.url, "PORT": str(port), "DRAIN_SECONDS": "0"}
-            env |= {"TICKERS": ",".join(TICKERS), "FETCH_INTERVAL_SECONDS": "1"}
-            command = [sys.executable, "-m", "server"]
-            with subprocess.Popen(command, env={**os.environ, **env}, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
-                pin(process.pid, cores.server)
-                pin(os.getpid(), cores.load)
-                try:
-                    exports = asyncio.run(measure_exports(process.pid, port, cores))
-                finally:
-                    process.terminate()
-        finally:
-            valkey.stop()
-            postgres.stop()
+        env = {"DATABASE_URL": postgres.url, "REDIS_URL": valkey.url, "PORT": str(port), "DRAIN_SECONDS": "0"}
+        env |= {"TICKERS": ",".join(TICKERS), "FETCH_INTERVAL_SECONDS": "1"}
+        command = [sys.executable, "-m", "server"]
+        with subprocess.Popen(command, env={**os.environ, **env}, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+            pin(process.pid, cores.server)
+            pin(os.getpid(), cores.load)
+            try:
+                exports = asyncio.run(measure_exports(process.pid, port, cores))
+            finally:
+                process.terminate()
     head = "# A million prices as a file, and a thousand instants in ten million rows\n\n"
     head += f"{cpu}, {datetime.now(UTC):%Y-%m-%d}, commit {commit()}.\n\n"
     tables = f"{as_markdown(exports)}\n\n{as_markdown(instants)}\n"

@@ -100,7 +100,7 @@ def describe_cpu() -> str:
     model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
     kib = next(int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
     kernel = ".".join(platform.release().split(".")[:2])
-    return f"{model}, {os.cpu_count()} cores, {kib / MIB:.0f} GiB, Linux {kernel}"
+    return f"{model}, {len(os.sched_getaffinity(0))} cores, {kib / MIB:.0f} GiB, Linux {kernel}"
 
 
 def _stats() -> dict[int, list[str]]:

@@ -1,6 +1,6 @@
 """PostgreSQL and Valkey for a benchmark alone, on the cores that are theirs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -10,10 +10,13 @@ from tests.embedded import Server, start_postgres, start_valkey
 
 
 @contextmanager
-def started_servers(folder: Path, cores: Cores) -> Iterator[tuple[Server, Server]]:
+def started_servers(
+    folder: Path, cores: Cores, options: Mapping[str, str] = POSTGRES_OPTIONS
+) -> Iterator[tuple[Server, Server]]:
+    """`options`: of PostgreSQL."""
     folder.chmod(0o755)
     with ExitStack() as stack:
-        postgres = start_postgres(folder / "postgres", options=POSTGRES_OPTIONS)
+        postgres = start_postgres(folder / "postgres", options=options)
         stack.callback(postgres.stop)
         valkey = start_valkey(folder / "valkey")
         stack.callback(valkey.stop)

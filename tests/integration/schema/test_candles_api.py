@@ -131,3 +131,10 @@ async def test_candles_count_among_the_rows_of_a_request(context: Context) -> No
     query = f"{{ a: candles({asked}) {{ start }} b: candles({asked}) {{ start }} c: candles({asked}) {{ start }} }}"
     result = await schema.execute(query, context_value=context)
     assert [(error.extensions or {})["code"] for error in result.errors or []] == ["QUERY_TOO_COMPLEX"]
+
+
+async def test_what_strawberry_reads_counts_once(context: Context) -> None:
+    year = 'fromDt: "2025-01-01T00:00:00Z", toDt: "2026-01-01T00:00:00Z"'
+    asked = f'ticker: "btc_usd", interval: THIRTY_MINUTES, {year}, limit: 10000'
+    # 300,000 rows at most, of the 400,000 that a request may read.
+    assert await execute(context, asked) == []
